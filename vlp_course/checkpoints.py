@@ -62,99 +62,89 @@ def _write(path: Path, payload: bytes) -> str:
 
 
 def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)      # a rename is on disk only when the folder that lists it is
+    handle = os.open(path, os.O_RDONLY)      # a new name is on disk only when the folder that lists it is
     os.fsync(handle)
     os.close(handle)
 
 
-def latest_checkpoint(out: Path) -> Path | None:
+def latest_checkpoint(out: Path | str) -> Path | None:
     "The newest complete checkpoint in the folder `out`, or None."
     return max(Path(out).glob("step-*"), default=None)
 
 
-def clean(out: Path) -> None:
-    "Remove what a killed save left in `out`; never a complete checkpoint."
+def clean(out: Path | str) -> None:
+    "Remove from `out` what killed saves left, and all complete checkpoints but the newest."
     for leftover in Path(out).glob(".tmp-*"):
         shutil.rmtree(leftover)
+    for old in sorted(Path(out).glob("step-*"))[:-1]:
+        shutil.rmtree(old.rename(old.with_name(f".tmp-old-{old.name}")))     # never half a checkpoint under its name
 
 # %% ../nbs/3_fusion/10c2_checkpoints.ipynb #f4f93d91
-def _versions() -> dict[str, str]:
-    names = ("torch", "numpy", "accelerate", "safetensors")
-    return {"vlp_course": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def _flat(optimizer) -> dict[str, Tensor]:
-    return {f"state.{i}.{k}": v for i, entry in optimizer.state_dict()["state"].items() for k, v in entry.items()}
-
-
-def save_checkpoint(out: Path, model: nn.Module, optimizer, generators: dict[str, Tensor], state: dict) -> Path:
+def save_checkpoint(out: Path | str, model: nn.Module, optimizer, generators: dict[str, Tensor], state: dict) -> Path:
     """Write `out/step-########` whole or not at all, then remove older ones; returns the new folder.
 
-    `state` (JSON values) must have `step` and `recipe`; `generators` comes from `random_state`.
-    Files are flushed to disk in a temporary folder, which is then renamed; names starting `.tmp-` are never read.
+    `state` holds JSON values with at least `step` and `recipe`; `generators` comes from `random_state`.
     """
     clean(out)
     name = f"step-{state['step']:08d}"
     work, final = Path(out, f".tmp-new-{name}"), Path(out, name)
     work.mkdir(parents=True)
-    own = {f"random.{k}": v for k, v in generators.items()}
-    files = {"model.safetensors": model.state_dict(), "optimizer.safetensors": _flat(optimizer) | own}
-    sums = {file: _write(work / file, save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}))
-            for file, tensors in files.items()}                            # clone: tied weights share memory
-    about = {"model": type(model).__qualname__, "versions": _versions(), "sha256": sums}
+    slots = {f"{i}.{k}": v for i, slot in optimizer.state_dict()["state"].items() for k, v in slot.items()}
+    files = {"model": model.state_dict(), "optimizer": slots, "random": generators}
+    sums = {}
+    for file, tensors in files.items():                                     # clone: tied weights share memory
+        payload = save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()})
+        sums[file] = _write(work / f"{file}.safetensors", payload)
+    versions = {k: version(k) for k in ("torch", "numpy", "accelerate")} | {"vlp_course": __version__}
+    about = {"model": type(model).__qualname__, "sha256": sums, "versions": versions, "machine": platform.platform(),
+             "threads": torch.get_num_threads()}                            # the bits depend on these too
     _write(work / "state.json", json.dumps(state | about).encode())
     _sync_folder(work)
-    work.rename(final)
+    work.rename(final)                                                      # the one moment at which it comes to be
     _sync_folder(final.parent)
-    for old in set(final.parent.glob("step-*")) - {final}:
-        old.rename(old.with_name(f".tmp-old-{old.name}"))
     clean(out)
     return final
 
 # %% ../nbs/3_fusion/10c2_checkpoints.ipynb #5b0f9c3b
-def _read(path: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
-    "state.json and the two tensor files of a checkpoint, each checked against the recorded hash."
+def _read(path: Path) -> tuple[dict, dict[str, dict[str, Tensor]]]:
     file = path / "state.json"
     try:
-        state, tensors = json.loads(file.read_text()), []
-        for name in ("model.safetensors", "optimizer.safetensors"):
-            file = path / name
+        state, tensors = json.loads(file.read_text()), {}
+        for name, sha in state["sha256"].items():
+            file = path / f"{name}.safetensors"
             payload = file.read_bytes()
-            if hashlib.sha256(payload).hexdigest() != state["sha256"][name]:
-                raise ValueError("other bytes than were saved")
-            tensors.append(load(payload))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainError(f"{file} is damaged or missing ({type(error).__name__}: {error}); "
-                         f"remove the folder {path} to start again") from None
-    return state, *tensors
+            if hashlib.sha256(payload).hexdigest() != sha:
+                raise ValueError("its bytes are not those that were saved")
+            tensors[name] = load(payload)
+        return state, tensors
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainError(f"{file} is damaged or missing ({error}); remove {path} to start without it") from None
 
 
-def _difference(kind: str, saved: dict, now: dict) -> str:
-    odd = next((k for k in sorted(saved.keys() | now.keys()) if saved.get(k) != now.get(k)), None)
-    return "" if odd is None else f"{kind} {odd!r} is {saved.get(odd, 'absent')} there and {now.get(odd, 'absent')} here"
+def _difference(kind: str, there: dict, here: dict) -> str | None:
+    odd = (k for k in sorted(there.keys() | here.keys()) if there.get(k, "absent") != here.get(k, "absent"))
+    name = next(odd, None)
+    return name and f"{kind} {name!r} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer=None, recipe: dict | None = None) -> dict:
+def load_checkpoint(path: Path | str, model: nn.Module, optimizer=None, recipe: dict | None = None) -> dict:
     """Put model (and optimiser) where the checkpoint left them; returns its `state` with `generators` added.
 
-    Refuses with a TrainError, before anything is changed, a damaged file, another model, or another `recipe`.
+    A damaged file, another model or another `recipe` is a TrainError, raised before anything is changed.
     """
-    path = Path(path)
-    state, weights, rest = _read(path)
-    shapes = [{k: f"{tuple(v.shape)} {v.dtype}" for k, v in tensors.items()} for tensors in (weights, model.state_dict())]
-    wrong = _difference("the", {"model": state["model"]}, {"model": type(model).__qualname__}) or _difference("tensor", *shapes)
-    if recipe is not None:
-        wrong = wrong or _difference("recipe entry", state["recipe"], json.loads(json.dumps(recipe)))
+    state, tensors = _read(Path(path))
+    there, here = ({k: f"{v.dtype} {tuple(v.shape)}" for k, v in weights.items()}
+                   for weights in (tensors["model"], model.state_dict()))
+    recipe = state["recipe"] if recipe is None else json.loads(json.dumps(recipe))        # JSON has no tuples
+    wrong = (_difference("the", {"model": state["model"]}, {"model": type(model).__qualname__})
+             or _difference("tensor", there, here) or _difference("recipe entry", state["recipe"], recipe))
     if wrong:
-        raise TrainError(f"{path} belongs to another run: {wrong}; choose another folder or remove this one")
-    model.load_state_dict(weights)
-    entries = {}
-    for key, value in rest.items():
-        kind, _, name = key.partition(".")
-        entries.setdefault(kind, {})[name] = value
+        raise TrainError(f"{path} is of another run: {wrong}; give another folder, or remove this one")
+    model.load_state_dict(tensors["model"])
     if optimizer is not None:
         slots = {}
-        for key, value in entries.get("state", {}).items():
-            slots.setdefault(int(key.split(".")[0]), {})[key.split(".")[1]] = value
+        for key, value in tensors["optimizer"].items():
+            number, name = key.split(".")
+            slots.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    return state | {"generators": entries["random"]}
+    return state | {"generators": tensors["random"]}

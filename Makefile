@@ -2,6 +2,7 @@
 # The first of them makes .venv and installs everything there (about 6 GB of disk; nothing outside this folder).
 PYTHON ?= python3
 BIN := .venv/bin
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 INSTALLED := .venv/.installed
 export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -21,7 +22,7 @@ test: $(INSTALLED)  ## run all tests, one thread in each of two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
-	$(BIN)/jupyter lab --ip=127.0.0.1 nbs
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT) nbs
 
 notebooks: $(INSTALLED)  ## run all notebooks and store their outputs
 	$(BIN)/python tools/run_notebooks.py --write

@@ -1,0 +1,100 @@
+"""A tiny training command for the tests of kills and of several processes; prints the model's hash.
+
+    python tests/toy_run.py OUT [--steps 60] [--save-every 3] [--seed 0] [--negatives local|gathered|none] ...
+"""
+import argparse, os, random, signal, warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import distributed, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn.functional import cross_entropy, dropout, normalize
+
+from vlp_course.train import Recipe, checkpoint_sha, fit
+
+warnings.filterwarnings("ignore", ".*all_gather is deprecated", FutureWarning)
+
+
+class Out(NamedTuple):
+    losses: dict
+    state: dict
+
+
+@dataclass
+class Batch:
+    image: torch.Tensor
+    text: torch.Tensor
+
+    def to(self, device):
+        return Batch(self.image.to(device), self.text.to(device))
+
+
+class Toy:
+    """Pairs in families of three: a vector and a noisy linear map of it."""
+
+    def __init__(self, families=30, dtype=torch.float32):
+        draw = torch.Generator().manual_seed(7)
+        self.groups = np.arange(3 * families) // 3
+        self.image = torch.randn(3 * families, 7, generator=draw, dtype=dtype)
+        self.text = self.image @ torch.randn(7, 5, generator=draw, dtype=dtype)
+
+    def batch(self, indices, tokenize=None):
+        return Batch(self.image[indices], self.text[indices])
+
+
+class Towers(nn.Module):
+    """Two linear towers, a momentum buffer and a queue; `noise` draws from all four streams of random numbers."""
+
+    def __init__(self, dtype=torch.float32, negatives="local", noise=True, die_at=None):
+        super().__init__()
+        self.image, self.text = nn.Linear(7, 4, dtype=dtype), nn.Linear(5, 4, dtype=dtype)
+        self.norm, self.logit_scale = nn.LayerNorm(4, dtype=dtype), nn.Parameter(torch.tensor(2.0, dtype=dtype))
+        self.register_buffer("momentum", torch.zeros(4, dtype=dtype))
+        self.register_buffer("queue", torch.zeros(12, 4, dtype=dtype))
+        self.negatives, self.noise, self.die_at = negatives, noise, die_at
+
+    def forward(self, batch, *, step, generator):
+        image, text = self.norm(self.image(batch.image)), self.text(batch.text)
+        if self.noise:
+            own = torch.randn(text.shape, generator=generator, device=text.device)
+            text = dropout(text, 0.1) + 0.1 * own * random.random() + 0.01 * np.random.rand()
+        state = {"text": text}
+        if self.negatives == "gathered" and distributed.is_initialized():
+            image, text = torch.cat(all_gather(image)), torch.cat(all_gather(text))
+        if self.negatives == "none":
+            return Out({"mse": (image - text).square().mean()}, state)
+        logits = self.logit_scale.exp() * normalize(image, dim=-1) @ normalize(text, dim=-1).T
+        same = torch.arange(len(logits))
+        return Out({"itc": (cross_entropy(logits, same) + cross_entropy(logits.T, same)) / 2}, state)
+
+    def after_step(self, state, step):
+        assert not state["text"].requires_grad and not torch.is_grad_enabled()
+        if step == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.momentum.lerp_(state["text"].mean(0), 0.1)
+        self.queue.copy_(torch.cat([state["text"], self.queue])[:12])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--save-every", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--negatives", choices=["local", "gathered", "none"], default="local")
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--double", action="store_true", help="float64 and no noise")
+    parser.add_argument("--die-at", type=int, help="SIGKILL itself at this step")
+    args = parser.parse_args()
+    dtype = torch.float64 if args.double else torch.float32
+    torch.manual_seed(args.seed)
+    model = Towers(dtype, args.negatives, noise=not args.double, die_at=args.die_at)
+    recipe = Recipe(args.steps, batch_size=12, warmup=4, seed=args.seed, accumulation=args.accumulation, lr=0.01)
+    fit(model, Toy(dtype=dtype), recipe, out=args.out, save_every=args.save_every, progress=False)
+    print(checkpoint_sha(model))
+
+
+if __name__ == "__main__":
+    main()

@@ -47,10 +47,10 @@ def set_random_state(state: dict[str, Tensor], generator: torch.Generator) -> No
     *keys, position, has_gauss, cached = state["numpy"].tolist()
     random.setstate((3, tuple(int(i) for i in ints), None if math.isnan(gauss) else gauss))
     np.random.set_state(("MT19937", np.array(keys, np.uint32), int(position), int(has_gauss), cached))
-    torch.set_rng_state(state["torch"])
-    generator.set_state(state["run"])
+    torch.set_rng_state(state["torch"].clone())      # clone: torch 2.14 crashes on a row of a larger tensor
+    generator.set_state(state["run"].clone())
     if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], generator.device)
+        torch.cuda.set_rng_state(state["cuda"].clone(), generator.device)
 
 # %% ../nbs/3_fusion/10c2_checkpoints.ipynb #d2101132
 def _write(path: Path, payload: bytes) -> str:

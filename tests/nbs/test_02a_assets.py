@@ -299,6 +299,18 @@ def test_members_and_bytes_come_from_inside(setup_589a4604):
         assert "no member 'bird'" in text and pin.file in text and "members('tiny')" in text
 
 
+@pytest.mark.nb("nbs/0_start/02a_assets.ipynb", "c104dd00")
+def test_a_damaged_member_is_named(setup_589a4604):
+    _, message, shelf = setup_589a4604
+    with shelf() as (root, pin, data):
+        bent = bytearray(data)
+        bent[data.index(b"dog") + 5] ^= 255  # inside the packed bytes of `dog`
+        (root / "mine" / pin.file).write_bytes(bent)
+        with mock.patch.dict(ASSETS, {"tiny": Asset(**{**vars(pin), "sha256": hashlib.sha256(bent).hexdigest()})}):
+            assert read("tiny", "cat") == b"meow" * 50
+            assert message(lambda: read("tiny", "dog")).startswith("dog in tiny is damaged")
+
+
 @pytest.mark.nb("nbs/0_start/02a_assets.ipynb", "875761b0")
 def test_an_extracted_file_heals(setup_589a4604):
     _, _, shelf = setup_589a4604

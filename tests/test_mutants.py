@@ -1,0 +1,109 @@
+"""Every seeded mistake in an objective is found by the tests of its notebook; see mutants.py."""
+import functools
+
+import pytest
+from mutants import Mutant, Notebook, load, seeded
+
+# module -> its notebook, and for each function what to find in its source and what to put there.
+# A new objective adds rows, a new module adds an entry.
+TABLE = {
+    "objectives": ("10b_objectives", {
+        "same_caption": [   # all alike, case folded, not symmetric, compared by length, no twins at all
+            ("len(first)", "0"),
+            ("first.setdefault(caption,", "first.setdefault(caption.lower(),"),
+            ("==", ">="),
+            ("first.setdefault(caption, len(first))", "len(caption)"),
+            ("ids[:, None] == ids[None, :]", "torch.eye(len(ids), dtype=torch.bool)"),
+        ],
+        "_drop": [   # the diagonal added, kept alone, the wrong cells dropped
+            ("& ~torch.eye", "| torch.eye"),
+            ("same & ~", "same & "),
+            ("same & ~", "~"),
+        ],
+        "_need_square": [
+            (" or matrix.shape[0] != matrix.shape[1]", ""),
+            ("{argument}", "logits"),
+        ],
+        "itc_loss": [   # axes, directions, weights, targets, masks, checks
+            ("F.cross_entropy(text_to_image, target)", "F.cross_entropy(image_to_text, target)"),
+            ("F.cross_entropy(image_to_text, target) +", "F.cross_entropy(image_to_text.T, target) +"),
+            ("F.cross_entropy(text_to_image, target)", "F.cross_entropy(text_to_image.T, target)"),
+            (" + F.cross_entropy(text_to_image, target)) / 2", ")"),
+            (") / 2", ")"),
+            ("return (", "return -("),
+            ("F.cross_entropy(text_to_image, target)", 'F.cross_entropy(text_to_image, target, reduction="sum")'),
+            ("F.cross_entropy(text_to_image, target)", "F.cross_entropy(text_to_image.detach(), target)"),
+            ("F.cross_entropy(image_to_text, target)", "F.cross_entropy(image_to_text, target, label_smoothing=0.1)"),
+            ("F.cross_entropy(image_to_text, target)", "F.cross_entropy(10 * image_to_text, target)"),
+            ("target = torch.arange(len(image_to_text)", "target = torch.zeros(len(image_to_text), dtype=torch.long"),
+            ("if same is not None", "if False"),
+            ("_drop(same), -math.inf", "same, -math.inf"),
+            ("_drop(same), -math.inf", "_drop(same), 0.0"),
+            ("_drop(same).T, -math.inf", "_drop(same), -math.inf"),
+            ("text_to_image = text_to_image.masked_fill(_drop(same).T, -math.inf)", "pass"),
+            ("len(image_to_text) < 2", "len(image_to_text) < 1"),
+            ("_need_square(", "(lambda *a, **k: None)("),
+        ],
+        "siglip_loss": [   # signs, means, cells left out, masks, checks
+            ("- 1  ", "- 0  "),
+            ("2 * torch.eye", "-2 * torch.eye"),
+            ("-F.logsigmoid", "F.logsigmoid"),
+            ("sign * logits", "logits"),
+            ("F.logsigmoid(sign * logits)", "torch.sigmoid(sign * logits)"),
+            ("F.logsigmoid(sign * logits)", "(sign * logits).sigmoid().log()"),
+            ("losses.sum() / len(logits)", "losses.mean()"),
+            ("losses.sum() / len(logits)", "losses.sum()"),
+            ("losses.sum()", "losses.diagonal().sum()"),
+            ("if same is not None", "if False"),
+            ("_drop(same)", "same"),
+            ("_need_square(", "(lambda *a, **k: None)("),
+        ],
+        "_uniformity": [
+            (".square()", ""),
+            ("mul(-2)", "mul(-1)"),
+            (".mean().log()", ".log().mean()"),
+        ],
+        "itc_health": [
+            ("argmax(dim=0)", "argmax(dim=1)"),
+            ("logit_scale * image", "image"),
+            ("(image - text).square().sum(dim=1)", "(image - text).square()"),
+            ("math.log(len(image))", "len(image)"),
+            ("_uniformity(image) + _uniformity(text)", "2 * _uniformity(image)"),
+            ("torch.cat([image, text]).norm", "image.norm"),
+        ],
+    }),
+}
+AT_LEAST = 5
+ROWS = [(module, Mutant(function, find, put)) for module, (_, functions) in TABLE.items()
+        for function, rows in functions.items() for find, put in rows]
+
+
+@functools.cache
+def notebook(module: str) -> Notebook:
+    return Notebook(TABLE[module][0])
+
+
+@pytest.mark.parametrize("module", TABLE)
+def test_right_functions_pass(module):
+    assert not notebook(module).failures()
+
+
+@pytest.mark.parametrize("module", TABLE)
+def test_every_objective_has_enough_mutants(module):
+    own = [n for n, f in vars(load(module)).items() if getattr(f, "__module__", "") == f"vlp_course.{module}"]
+    for name in (n for n in own if n.endswith("_loss")):
+        found = len(TABLE[module][1].get(name, []))
+        assert found >= AT_LEAST, f"{module}.{name} has {found} mutants; add rows until it has {AT_LEAST}"
+
+
+@pytest.mark.parametrize("module, mutant", ROWS, ids=[f"{m}-{n}-{x.function}" for n, (m, x) in enumerate(ROWS)])
+def test_mutant_is_found(module, mutant):
+    with seeded(load(module), mutant):
+        failed = notebook(module).failures(stop=True)
+    assert failed, f"all tests of {TABLE[module][0]} pass although {module}.{mutant.function} says {mutant.put!r}"
+
+
+def test_a_mutant_needs_its_text():
+    lost = Mutant("itc_loss", "nowhere", "")
+    with pytest.raises(LookupError, match="stands there 0 times"), seeded(load("objectives"), lost):
+        pass

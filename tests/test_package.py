@@ -149,7 +149,10 @@ def forked(name):
     os.close(write)
     os.wait()
     return float(os.read(read, 100) or "nan")
-print(json.dumps({name: min(forked(name) for _ in range(3)) for name in sys.argv[1:]}))
+def best(name):
+    first = forked(name)
+    return first if first < 0.3 else min(first, forked(name), forked(name))
+print(json.dumps({name: best(name) for name in sys.argv[1:]}))
 """
 
 

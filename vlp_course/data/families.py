@@ -6,15 +6,17 @@ __all__ = ['SPLITS', 'KINDS', 'Member', 'family', 'caption_of']
 # %% ../../nbs/0_start/02d_families.ipynb #4c2a66a0
 from dataclasses import dataclass, replace
 from functools import lru_cache
-import numpy as np
-from .grammar import (COLOURS, GROUNDS, HELD_OUT_NOUNS, HELD_OUT_TEMPLATES, PLACES, SHAPES, SIZES, TEMPLATES,
-                                     TRAINED_NOUNS, Spec, Thing, describe, held_out_combination, other, swap_sizes)
 
-# %% ../../nbs/0_start/02d_families.ipynb #61da4fba
+import numpy as np
+
+from .grammar import (COLOURS, GROUNDS, HELD_OUT_NOUNS, HELD_OUT_TEMPLATES, PLACES, SHAPES, SIZES,
+                                     TEMPLATES, TRAINED_NOUNS, Spec, Thing, describe, held_out_combination, other,
+                                     swap_sizes)
+
+# %% ../../nbs/0_start/02d_families.ipynb #6b800eb2
 SPLITS = ("train", "val", "test", "nouns", "combinations", "templates")
 KINDS = ("horizontal", "vertical", "place", "count")
-
-_TRAINED_LIST, _HELD_OUT_LIST = list(TRAINED_NOUNS), list(HELD_OUT_NOUNS)
+_TRAINED, _HELD_OUT, _COLOURS = list(TRAINED_NOUNS), list(HELD_OUT_NOUNS), list(COLOURS)
 
 
 @dataclass(frozen=True)
@@ -25,37 +27,44 @@ class Member:
     layout: tuple[int, ...]
 
 
-def _draw_thing(rng: np.random.Generator, nouns: list[str], combination: bool = False) -> Thing:
-    """A random thing; in a combination never trained, or else in a trained one."""
+def _need_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+
+# %% ../../nbs/0_start/02d_families.ipynb #6b7babc1
+def _draw_thing(rng: np.random.Generator, new_noun: bool = False, new_combination: bool = False) -> Thing:
+    """A random thing: a held-out noun, or a noun or shape in a combination that is trained, or that is held out."""
     while True:
         size = SIZES[rng.integers(2)]
-        if nouns is not _HELD_OUT_LIST and rng.random() < 0.3:
-            thing = Thing(SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))], size)
+        if new_noun:
+            return Thing(_HELD_OUT[rng.integers(len(_HELD_OUT))], None, size)
+        if rng.random() < 0.3:
+            thing = Thing(SHAPES[rng.integers(len(SHAPES))], _COLOURS[rng.integers(len(_COLOURS))], size)
         else:
-            thing = Thing(nouns[rng.integers(len(nouns))], None, size)
-        if nouns is _HELD_OUT_LIST or held_out_combination(thing) == combination:
+            thing = Thing(_TRAINED[rng.integers(len(_TRAINED))], None, size)
+        if held_out_combination(thing) == new_combination:
             return thing
 
-
+# %% ../../nbs/0_start/02d_families.ipynb #1758ba6e
 def _base(rng: np.random.Generator, kind: str, split: str) -> Spec:
-    """The base scene of a family."""
-    nouns = _HELD_OUT_LIST if split == "nouns" else _TRAINED_LIST
-    things = [_draw_thing(rng, nouns, split == "combinations")]
+    """The base scene of a family; in the split `combinations` one of its things is a held-out combination."""
+    things = [_draw_thing(rng, split == "nouns", split == "combinations")]
     while kind in ("horizontal", "vertical") and len(things) < 2:
-        thing = _draw_thing(rng, nouns)
+        thing = _draw_thing(rng, split == "nouns")
         if thing.noun != things[0].noun:
             things.append(thing)
     order = rng.permutation(len(things))
     return Spec(kind, tuple(things[i] for i in order), GROUNDS[rng.integers(len(GROUNDS))],
                 place=PLACES[rng.integers(len(PLACES))], count=int(rng.integers(1, 5)))
 
-
+# %% ../../nbs/0_start/02d_families.ipynb #b137486f
 def _flip(spec: Spec, rng: np.random.Generator) -> Spec:
     """The first sibling: relation, place or count changed, and nothing else."""
     if spec.kind == "place":
         return replace(spec, place=other(spec.place, PLACES, rng))
     if spec.kind == "count":
-        return replace(spec, count=other(spec.count, range(max(1, spec.count - 1), min(4, spec.count + 1) + 1), rng))
+        near = range(max(1, spec.count - 1), min(4, spec.count + 1) + 1)
+        return replace(spec, count=other(spec.count, near, rng))
     return replace(spec, things=spec.things[::-1])
 
 
@@ -65,17 +74,18 @@ def _resize(spec: Spec, split: str, rng: np.random.Generator) -> Spec:
     if split in ("nouns", "combinations") or not any(map(held_out_combination, swapped.things)):
         return swapped
     while True:
-        new = _draw_thing(rng, _TRAINED_LIST)._replace(size=spec.things[0].size)
+        new = _draw_thing(rng)._replace(size=spec.things[0].size)
         if new.noun not in {t.noun for t in spec.things} and not held_out_combination(new):
             return replace(spec, things=(new, *spec.things[1:]))
 
-
+# %% ../../nbs/0_start/02d_families.ipynb #b6b10f98
 @lru_cache(maxsize=4096)
 def family(split: str, seed: int, number: int) -> tuple[Member, Member, Member]:
     """The three members of a family: a base scene, one with relation, place or count changed, one with sizes swapped.
-    They depend on (split, seed, number) alone. Raises ValueError for an unknown split."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    They depend on (split, seed, number) alone. Raises ValueError for an unknown split or a negative number."""
+    _need_split(split)
+    if seed < 0 or number < 0:
+        raise ValueError(f"seed {seed} and number {number} of a family must be 0 or more")
     source = "test" if split == "templates" else split        # the same pictures, other words
     key = (SPLITS.index(source), seed, number)
     rng = np.random.default_rng(key)
@@ -88,5 +98,6 @@ def family(split: str, seed: int, number: int) -> tuple[Member, Member, Member]:
 
 
 def caption_of(split: str, member: Member) -> str:
-    """The caption of a member in its family's template."""
+    """The caption of a member in its family's template. Raises ValueError for an unknown split."""
+    _need_split(split)
     return describe(member.spec, member.template, held_out=split == "templates")

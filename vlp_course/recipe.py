@@ -51,7 +51,9 @@ class Recipe:
         if self.batch_size % self.accumulation:
             raise ValueError(f"Recipe: batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
 
-    def to_json(self) -> str: return json.dumps(asdict(self))
+    def to_json(self) -> str:
+        "One line of JSON."
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":

@@ -54,8 +54,8 @@ def beside(live: list[dict], recorded: list[dict]) -> list[list[str]]:
         then = [r for r in recorded if r["row"] == row.name]
         cells = [f"{lab.cell([r['metrics'][c] for r in now])} ({lab.cell([r['metrics'][c] for r in then])})" for c in BOARD.values()]
         lines.append([row.title, f"{np.mean([r['cpu_s'] for r in now]):.0f}", *cells])
-    chance = [r for r in recorded if r["row"] == "chance"]
-    return lines + [["Chance", "0", *(lab.cell([r["metrics"][c] for r in chance]) for c in BOARD.values())]]
+    chance = lab.chance()
+    return lines + [["Chance", "0", *(lab.cell([chance[c]]) for c in BOARD.values())]]
 
 # %% ../nbs/6_lab/29b_course.ipynb #79bed7dc
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -116,7 +116,7 @@ def run(seed: int, results: Path, page: Path, runs: Path) -> list[list[str]]:
             test_set(name, pretrained=row.pretrained)
     say(f"3/4 training {len(lab.ROWS)} rows with seed {seed}, two at a time")
     live = train_rows(seed, runs)
-    lines = beside(live, lab.read_results(results, budget="quick") + lab.read_results(results, budget="untrained"))
+    lines = beside(live, lab.read_results(results, budget="quick"))
     say("4/4 the page")
     shown = {lab.row_of(n).title: lab.load_row(n, runs / f"{n}-s{seed}") for n in ("clip", "clip-random-batches")}
     page.write_text(page_of(lines, shown), encoding="utf-8")

@@ -2,19 +2,20 @@
 
 # %% auto #0
 __all__ = ['GALLERY', 'SETS', 'recall', 'retrieval', 'winoground', 'points_into', 'test_set', 'encode_texts', 'encode_images',
-           'part', 'board_texts', 'noun_phrase', 'matches', 'gallery_scores', 'foil_scores', 'group_scores', 'pointing',
-           'evaluate']
+           'part', 'board_texts', 'noun_phrase', 'matches', 'gallery_scores', 'foil_scores', 'group_scores', 'grad_cam',
+           'pointing', 'evaluate']
 
 # %% ../nbs/3_fusion/10d_evaluation.ipynb #4ba9d04a
+from dataclasses import replace
 from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from .data.pairs import SceneSet
+from .data.pairs import Pairs, SceneSet
 from .data.scenes import SIDE
-from .nn.backbone import scene_features
+from .nn.backbone import pack, scene_features, unpack
 from .nn.encoders import Tokens
 
 # %% ../nbs/3_fusion/10d_evaluation.ipynb #288ef06b
@@ -144,14 +145,30 @@ def group_scores(model: nn.Module, images: Tokens, texts: Tokens) -> dict[str, f
     return winoground(torch.stack([torch.stack(row, 1) for row in table], 1))
 
 
-def pointing(model: nn.Module, images: Tokens) -> float:
-    """The pointing game: cosine of a noun phrase with each image token."""
+def grad_cam(model: nn.Module, batch: Pairs, texts: Tokens) -> Float[Tensor, "batch 8 8"]:
+    """Where the i-th text is in the i-th picture: Grad-CAM (Selvaraju et al. 2017) on the backbone's stride-16 map.
+
+    Channels are weighted by the mean gradient of the similarity; what counts is how far a cell lies from the picture's
+    median cell, its ground. Needs features; smoothed over 3 x 3 cells."""
+    fine, coarse = unpack(batch.features)
+    with torch.enable_grad():
+        fine = fine.detach().requires_grad_(True)
+        images = model.encode_image(replace(batch, features=pack(fine, coarse)))
+        gradient, = torch.autograd.grad(model.similarity(images, texts).diagonal().sum(), fine)
+    deviation = fine.detach() - fine.detach().flatten(2).median(2).values[..., None, None]
+    heat = (gradient.mean((2, 3), keepdim=True) * deviation).clamp(min=0).sum(1, keepdim=True)
+    return F.avg_pool2d(heat, 3, 1, 1)[:, 0]
+
+
+def pointing(model: nn.Module, scenes: SceneSet) -> float:
+    """The pointing game over all objects of the relation scenes in the first two galleries."""
     _, queries = board_texts()
-    index = torch.tensor([i for i, _, _ in queries])
-    phrase = encode_texts(model, [p for _, p, _ in queries]).pooled
-    heat = torch.einsum("bd,bcd->bc", phrase, F.normalize(images.tokens[index], dim=-1))
-    side = round(heat.shape[1] ** 0.5)
-    return float(np.mean(points_into(heat.unflatten(1, (side, side)), [box for *_, box in queries])))
+    texts, device = encode_texts(model, [p for _, p, _ in queries]), next(model.parameters()).device
+    heat = []
+    for a in range(0, len(queries), 128):
+        batch = scenes.batch([i for i, _, _ in queries[a:a + 128]]).to(device)
+        heat.append(grad_cam(model, batch, part(texts, slice(a, a + 128))))
+    return float(np.mean(points_into(torch.cat(heat), [box for *_, box in queries])))
 
 
 @torch.no_grad()
@@ -166,5 +183,5 @@ def evaluate(model: nn.Module, pixels: bool = False, pretrained: bool = True) ->
         if name == "seen":
             metrics |= {f"foil/{k}": v for k, v in foil_scores(model, images, texts).items()}
             metrics |= {f"group/{k}": v for k, v in group_scores(model, images, texts).items()}
-            metrics["pointing"] = pointing(model, images)
+            metrics |= {} if pixels else {"pointing": pointing(model, scenes)}    # Grad-CAM needs the backbone's map
     return metrics

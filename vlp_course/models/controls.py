@@ -5,12 +5,11 @@ __all__ = ['LinearImages', 'BagOfWords', 'PixelEncoder', 'build_linear', 'build_
 
 # %% ../../nbs/3_fusion/11c_controls.ipynb #8f171c63
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..data.pairs import Tokenized
 from .clip import CLIP, towers
-from ..nn.encoders import Block, Tokens, grid_positions, grid_tokens, masked_mean
+from ..nn.encoders import AttentionPool, Block, Tokens, grid_positions, grid_tokens, masked_mean
 
 # %% ../../nbs/3_fusion/11c_controls.ipynb #9fe07251
 class LinearImages(nn.Module):
@@ -42,11 +41,12 @@ class BagOfWords(nn.Module):
 class PixelEncoder(nn.Module):
     """A small ViT from scratch (Dosovitskiy et al. 2021): 16-pixel patches instead of a pretrained backbone."""
 
-    def __init__(self, dim: int = 128, heads: int = 4, layers: int = 4, patch: int = 16):
+    def __init__(self, dim: int = 128, heads: int = 4, layers: int = 2, patch: int = 16):
         super().__init__()
         self.patch = nn.Conv2d(3, dim, patch, patch)
         self.position = nn.Parameter(0.7 * grid_positions(128 // patch, dim))
         self.blocks, self.norm = nn.ModuleList(Block(dim, heads) for _ in range(layers)), nn.LayerNorm(dim)
+        self.pool = AttentionPool(dim, heads)
 
     def forward(self, image: Float[Tensor, "batch 3 height width"]) -> Tokens:
         """64 tokens of 128-pixel pictures in [0, 1]."""
@@ -54,7 +54,8 @@ class PixelEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        return Tokens(x.mean(1), x, x.new_ones(x.shape[:2], dtype=torch.bool))
+        mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        return Tokens(self.pool(x, mask), x, mask)
 
 
 def build_linear(seed: int = 0) -> CLIP:

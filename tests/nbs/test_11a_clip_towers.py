@@ -60,16 +60,26 @@ def test_attend_equals_the_loop(setup_c248cabd):
     mask = torch.zeros(2, 1, 5, 5, dtype=q.dtype).masked_fill(torch.ones(5, 5).triu(1).bool(), -3e4)
     for m in (None, mask):
         want = slow_attend(q, k, v, m)
-        torch.testing.assert_close(attend(q, k, v, m), want, atol=1e-12, rtol=0)
+        torch.testing.assert_close(attend(q, k, v, m, fused=False), want, atol=1e-12, rtol=0)
         torch.testing.assert_close(attend(q, k, v, m, fused=True), want, atol=1e-12, rtol=0)
 
 
 @pytest.mark.nb("nbs/3_fusion/11a_clip_towers.ipynb", "ba2f6789")
+def test_attend_chooses_by_precision(setup_c248cabd):
+    qkv, _ = setup_c248cabd
+    for dtype, fused in ((torch.float32, True), (torch.bfloat16, False)):
+        q, k, v = (x.requires_grad_() for x in qkv(dtype))
+        graph = attend(q, k, v).grad_fn.name()
+        assert ("Attention" in graph) == fused, graph
+
+
+@pytest.mark.nb("nbs/3_fusion/11a_clip_towers.ipynb", "d0858995")
 def test_attend_by_hand():
     q = torch.tensor([[[[2.0 * math.log(3)] + [0.0] * 3]]])  # one query; d = 4, so sqrt(d) = 2
     k = torch.tensor([[[[1.0, 0, 0, 0], [0.0, 0, 0, 0]]]])  # scores log 3 and 0: weights 3/4 and 1/4
     v = torch.tensor([[[[8.0, 0, 4, 0], [0.0, 4, 4, 0]]]])
-    torch.testing.assert_close(attend(q, k, v), torch.tensor([[[[6.0, 1, 4, 0]]]]))
+    for fused in (True, False):
+        torch.testing.assert_close(attend(q, k, v, fused=fused), torch.tensor([[[[6.0, 1, 4, 0]]]]))
 
 
 @pytest.mark.nb("nbs/3_fusion/11a_clip_towers.ipynb", "b8046ea6")

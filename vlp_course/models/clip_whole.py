@@ -123,7 +123,7 @@ def read_config(name: str) -> CLIPConfig:
 
 
 def read_weights(name: str) -> dict[str, Tensor]:
-    """All tensors of a local directory or hub name, from safetensors only: a pickle can run code. ValueError without them."""
+    """All tensors of a local directory or hub name. ValueError without safetensors: a pickle can run code."""
     from safetensors.torch import load_file
     from transformers.utils import cached_file
     try:

@@ -32,7 +32,7 @@ class Row:
     quick: int                      # steps that take 60 CPU-seconds of one thread on the reference machine
     full: int = 0                   # steps of 300 CPU-seconds
     lr: float = 1e-3
-    families: float = 0.5           # share of families that stay together in a batch; 0: batches of random scenes
+    families: float = 0.3           # share of families that stay together in a batch; 0: batches of random scenes
     pretrained: bool = True         # False: the backbone keeps its random weights
     pixels: bool = False            # True: no backbone, the model sees pixels
 

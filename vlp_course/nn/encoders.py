@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'Out', 'masked_mean', 'gather_with_grad', 'Attention', 'Block', 'sine_positions', 'grid_positions',
-           'grid_tokens', 'ImageEncoder', 'TextEncoder', 'word_vectors']
+           'grid_tokens', 'AttentionPool', 'ImageEncoder', 'TextEncoder', 'word_vectors']
 
 # %% ../../nbs/3_fusion/10a_encoders.ipynb #8f156d30
 import json
@@ -103,14 +103,29 @@ def grid_tokens(features: Float[Tensor, "batch feature"]) -> Float[Tensor, "batc
     return both.flatten(2).transpose(1, 2)
 
 # %% ../../nbs/3_fusion/10a_encoders.ipynb #6cb5b078
+class AttentionPool(nn.Module):
+    """A summary of tokens: each head weighs the real tokens by a learned softmax and sums its slice of them."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads, self.score = heads, nn.Linear(dim, heads)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch dim"]:
+        """One vector a sample; padded tokens weigh nothing."""
+        scores = self.score(tokens)                                                   # B T H
+        weight = scores.masked_fill(~mask[..., None], torch.finfo(scores.dtype).min).softmax(1)
+        return (weight[..., None] * tokens.unflatten(-1, (self.heads, -1))).sum(1).flatten(1)
+
+
 class ImageEncoder(nn.Module):
-    """Backbone features to tokens: a linear map, positions, Transformer layers; the mean token is the summary."""
+    """Backbone features to tokens: a linear map, positions, Transformer layers; attention pooling gives the summary."""
 
     def __init__(self, dim: int = 128, heads: int = 4, layers: int = 1, position_scale: float = 0.7):
         super().__init__()
         self.norm_in, self.project = nn.LayerNorm(768), nn.Linear(768, dim)
         self.position = nn.Parameter(position_scale * grid_positions(4, dim))
         self.blocks, self.norm = nn.ModuleList(Block(dim, heads) for _ in range(layers)), nn.LayerNorm(dim)
+        self.pool = AttentionPool(dim, heads)
 
     def forward(self, features: Float[Tensor, "batch feature"]) -> Tokens:
         """Sixteen tokens of packed backbone features."""
@@ -118,11 +133,12 @@ class ImageEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        return Tokens(x.mean(1), x, x.new_ones(x.shape[:2], dtype=torch.bool))
+        mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        return Tokens(self.pool(x, mask), x, mask)
 
 
 class TextEncoder(nn.Module):
-    """Word vectors, positions, Transformer layers; the [CLS] token is the summary."""
+    """Word vectors, positions, Transformer layers; attention pooling gives the summary."""
 
     def __init__(self, vectors: Float[Tensor, "words dim"], heads: int = 4, layers: int = 2, context: int = 24):
         super().__init__()
@@ -130,6 +146,7 @@ class TextEncoder(nn.Module):
         self.embed = nn.Embedding.from_pretrained(vectors.clone(), freeze=False, padding_idx=0)
         self.position = nn.Parameter(0.7 * sine_positions(context, dim))
         self.blocks, self.norm = nn.ModuleList(Block(dim, heads) for _ in range(layers)), nn.LayerNorm(dim)
+        self.pool = AttentionPool(dim, heads)
 
     def forward(self, text: Tokenized) -> Tokens:
         """Tokens of a tokenised batch."""
@@ -137,7 +154,7 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, text.mask[:, None])
         x = self.norm(x)
-        return Tokens(x[:, 0], x, text.mask)
+        return Tokens(self.pool(x, text.mask), x, text.mask)
 
 # %% ../../nbs/3_fusion/10a_encoders.ipynb #30cdd55f
 @lru_cache(maxsize=2)

@@ -68,7 +68,8 @@ def paste(canvas: UInt8[np.ndarray, "height width 3"], rgba: UInt8[np.ndarray, "
     n = len(rgba)
     patch = canvas[y:y + n, x:x + n]
     if min(x, y) < 0 or patch.shape[:2] != (n, n):
-        raise ValueError(f"a sprite of {n} pixels at ({x}, {y}) sticks out of a picture of {canvas.shape[1]} x {canvas.shape[0]}")
+        height, width = canvas.shape[:2]
+        raise ValueError(f"a sprite of {n} pixels at ({x}, {y}) sticks out of a picture of {width} x {height}")
     alpha = rgba[..., 3:].astype(np.uint16)                            # 255 * 255 needs 16 bits
     patch[:] = (rgba[..., :3] * alpha + patch * (255 - alpha)) // 255
 
@@ -76,7 +77,7 @@ def paste(canvas: UInt8[np.ndarray, "height width 3"], rgba: UInt8[np.ndarray, "
 def _corners(spec: Spec, sizes: list[int], rng: np.random.Generator) -> list[tuple[int, int]]:
     """The upper left corner (x, y) of each sprite: free within its half or quarter, never over another sprite."""
     u = rng.random((4, 2))
-    cells = [(x, y) for y in (0, HALF) for x in (0, HALF)]
+    cells = [(x, y) for y in (0, HALF) for x in (0, HALF)]                        # quarters, in the order of PLACES
     if spec.kind == "count":
         cells = [cells[i] for i in rng.permutation(4)[:spec.count]]
     elif spec.kind == "place":
@@ -131,7 +132,7 @@ def _placed(thing: Thing, corner: tuple[int, int], alpha: UInt8[np.ndarray, "siz
 # %% ../../nbs/0_start/02e_scenes.ipynb #842b20d4
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture with everything that is known of it. questions, statements, referring, noisy: filled by later chapters."""
+    """A picture and all that is known of it. questions, statements, referring, noisy: filled by later chapters."""
     index: int
     split: str
     seed: int

@@ -89,7 +89,7 @@ def _epoch(groups: bytes, epoch: int, batch_size: int, seed: int) -> list[np.nda
             room = batch_size
         batches[-1].append(families[f])
         room -= sizes[f]
-    return [np.concatenate(batch) for batch in batches[:len(groups) // batch_size]]
+    return [np.concatenate(batch) for batch in batches]
 
 
 def batch_indices(groups: Int[np.ndarray, "items"], step: int, batch_size: int, seed: int) -> Int[np.ndarray, "batch"]:

@@ -83,6 +83,7 @@ def test_learning_rate_by_hand():
     assert rates[8] == pytest.approx(0.5) and rates[12] == pytest.approx(0.0, abs=1e-15)
     assert rates[6] == pytest.approx(0.5 + 0.5 * np.sqrt(0.5))  # cos of 45 degrees
     assert learning_rate(Recipe(12, lr=1.0, warmup=0), 0) == 1.0
+    assert learning_rate(Recipe(4, lr=1.0, warmup=4), 4) == 1.0  # nothing but warm-up
     assert learning_rate(Recipe(3, lr=1.0, warmup=50), 2) == 0.06  # a run shorter than its warm-up never leaves it
 
 

@@ -48,13 +48,14 @@ def setup_069da026():
 @pytest.fixture(scope="module")
 def setup_fa4f5f22():
     class Toy(nn.Module):
-        "Two linear layers, a buffer, and a weight that is used under two names."
+        "Two linear layers, two buffers, and a weight that is used under two names."
 
         def __init__(self, width=5):
             super().__init__()
             self.first, self.second = nn.Linear(3, width), nn.Linear(width, 4, bias=False)
             self.tied = self.second.weight
             self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("turned", torch.arange(6.0).reshape(2, 3).T)  # its numbers do not lie in order
 
     def trained(steps, model=None, optimizer=None):
         "A toy after some steps of AdamW with dropout, and its optimiser."
@@ -145,6 +146,8 @@ def setup_215e96ee(setup_fa4f5f22, setup_069da026):
     def our_whole(out):
         "What a restart finds: 'old', 'new' or 'broken'; and the next save must work and leave one folder."
         model = Toy()
+        if any(len(os.listdir(folder)) < 4 for folder in Path(out).glob("step-*")):
+            return "broken"  # half a checkpoint under a valid name
         try:
             step = load_checkpoint(latest_checkpoint(out), model)["step"]
         except (TrainError, TypeError):
@@ -193,6 +196,11 @@ def test_sha_by_hand():
     layer.weight.data = torch.tensor([[1.0, -2.0]])
     text = b"weight (1, 2) torch.float32\n" + bytes.fromhex("0000803f000000c0")  # 1.0 and -2.0, little end first
     assert checkpoint_sha(layer) == hashlib.sha256(text).hexdigest()
+    one, other = (
+        nn.ModuleDict({"a": layer, "b": nn.ReLU(), "c": nn.PReLU()}),
+        nn.ModuleDict({"c": nn.PReLU(), "a": layer}),
+    )
+    assert checkpoint_sha(one) == checkpoint_sha(other)  # the order of definition does not count
 
 
 @pytest.mark.nb("nbs/3_fusion/10c2_checkpoints.ipynb", "b5d5b9e6")
@@ -241,10 +249,11 @@ def test_resumed_equals_undisturbed(setup_fa4f5f22, setup_f271ddc3):
 def test_only_the_newest_is_kept():
     with tempfile.TemporaryDirectory() as out:
         assert latest_checkpoint(out) is None
-        for name in ("step-00000002", "step-00001000", "step-00000030", ".tmp-new-step-00009999"):
+        for name in ("step-00000002", "step-00001000", "step-00000030", ".tmp-new-step-00009999", "the-readers-own"):
             Path(out, name).mkdir()  # names sort by step, not by time
         clean(out)
-        assert os.listdir(out) == ["step-00001000"] and latest_checkpoint(out) == Path(out, "step-00001000")
+        assert sorted(os.listdir(out)) == ["step-00001000", "the-readers-own"]
+        assert latest_checkpoint(out) == Path(out, "step-00001000")
 
 
 @pytest.mark.nb("nbs/3_fusion/10c2_checkpoints.ipynb", "d22b6732")
@@ -265,6 +274,9 @@ def test_refused_in_one_line(setup_fa4f5f22, setup_f271ddc3):
     with tempfile.TemporaryDirectory() as out:
         path = saved(out)[0]
         assert "the 'model' is Toy there and Other here" in refusal(path, Other())
+        less = Toy()
+        del less._buffers["seen"]
+        assert "tensor 'seen' is torch.int64 () there and absent here" in refusal(path, less)
         assert "tensor 'first.bias' is torch.float32 (5,) there and torch.float32 (6,) here" in refusal(path, Toy(6))
         assert "recipe entry 'steps' is 9 there and 10 here" in refusal(
             path, Toy(), {"steps": 10, "betas": [0.9, 0.98]}
@@ -288,7 +300,8 @@ def test_a_crash_at_any_touch_leaves_old_or_new(setup_215e96ee, setup_cce33f8f):
     states = [state for _, state in found]
     assert "broken" not in states and states == sorted(states, reverse=True)  # old ... old, then new ... new
     touches = [name for name, _ in found]
-    assert touches[states.index("new") - 1] == "rename"  # dying *before* the rename still finds the old
+    assert touches[:8] == ["mkdir", *["fsync"] * 5, "rename", "fsync"]  # four files and two folders reach the disk
+    assert states.index("new") == 7  # dying *at* the rename still finds the old
 
 
 @pytest.mark.nb("nbs/3_fusion/10c2_checkpoints.ipynb", "2ddb6211")

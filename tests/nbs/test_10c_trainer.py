@@ -1,5 +1,6 @@
 """Generated from nbs/3_fusion/10c_trainer.ipynb by tools/make_tests.py: edit the notebook, not this file."""
 
+import itertools
 import math
 import numpy as np
 import os
@@ -8,6 +9,7 @@ import random
 import tempfile
 import torch
 from dataclasses import dataclass
+from pathlib import Path
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize
@@ -159,6 +161,7 @@ def test_streams_do_not_touch():
     ]
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     assert not any(torch.equal(a, b) for a, b in zip(first, other))  # another process draws other numbers
+    assert not torch.equal(torch.rand(3, generator=_seed_everything(32, 0, cpu)), first[0])
     assert not torch.equal(first[0], first[1])  # dropout does not repeat the model's noise
 
 
@@ -166,12 +169,12 @@ def test_streams_do_not_touch():
 def test_fit_equals_the_slow_loop(setup_2149ba68, setup_c7bf5b49):
     PAIRS, _, _, towers = setup_2149ba68
     slow_fit = setup_c7bf5b49
-    recipe = Recipe(20, batch_size=12, lr=0.01, warmup=4, clip=0.5)
-    slow, fast = towers(), towers()
+    recipe = Recipe(20, batch_size=12, lr=0.01, warmup=4, clip=0.5, seed=5)
+    slow, fast = towers(), towers().eval()
     losses = slow_fit(slow, PAIRS, recipe)
     run = fit(fast, PAIRS, recipe, progress=False)
     assert run.losses == {"itc": losses} and checkpoint_sha(fast) == checkpoint_sha(slow)
-    assert run.steps == 20 and run.model is fast and run.peak_mb > 10 and 0 < run.cpu_s
+    assert run.steps == 20 and run.model is fast and fast.training and run.peak_mb > 10 and 0 < run.cpu_s
 
 
 @pytest.mark.nb("nbs/3_fusion/10c_trainer.ipynb", "ca416fa6")
@@ -191,13 +194,14 @@ def test_accumulation_equals_one_batch_without_negatives(setup_2149ba68):
             )
 
     def apart(kind):
-        weights = []
+        ends = []
         for parts in (1, 3):
             torch.manual_seed(0)
             model = kind().double()
-            fit(model, PAIRS, Recipe(10, batch_size=12, lr=0.01, warmup=0, accumulation=parts), progress=False)
-            weights.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
-        return (weights[0] - weights[1]).abs().max()
+            run = fit(model, PAIRS, Recipe(10, batch_size=12, lr=0.01, warmup=0, accumulation=parts), progress=False)
+            losses = torch.tensor(*run.losses.values(), dtype=torch.float64)
+            ends.append(torch.cat([losses, *(value.flatten() for value in model.state_dict().values())]))
+        return (ends[0] - ends[1]).abs().max()  # of the curves and the weights
 
     assert apart(Regression) < 1e-12
     assert apart(Contrast) > 1e-3
@@ -205,7 +209,7 @@ def test_accumulation_equals_one_batch_without_negatives(setup_2149ba68):
 
 @pytest.mark.nb("nbs/3_fusion/10c_trainer.ipynb", "7fdbc189")
 def test_after_step_once_with_the_whole_batch(setup_2149ba68):
-    PAIRS, Towers, _, _ = setup_2149ba68
+    _, Towers, ToyPairs, _ = setup_2149ba68
 
     class Spy(Towers):
         def __init__(self):
@@ -217,12 +221,20 @@ def test_after_step_once_with_the_whole_batch(setup_2149ba68):
             self.steps_seen.append(step)
             return Out(out.losses, out.state | {"temperature": self.logit_scale.exp(), "note": f"step {step}"})
 
+        def tokenize(self, texts):
+            return [text.upper() for text in texts]
+
         def after_step(self, state, step):
             assert not torch.is_grad_enabled() and not state["text"].requires_grad
             self.calls.append((step, tuple(state["text"].shape), state["temperature"].ndim, state["note"]))
 
+    class Words(ToyPairs):
+        def batch(self, indices, tokenize=None):
+            assert len(indices) == 4 and tokenize(["a cat"]) == ["A CAT"]  # each model has its own words
+            return super().batch(indices)
+
     spy = Spy()
-    fit(spy, PAIRS, Recipe(2, batch_size=12, accumulation=3), progress=False)
+    fit(spy, Words(), Recipe(2, batch_size=12, accumulation=3), progress=False)
     assert spy.steps_seen == [0, 0, 0, 1, 1, 1]
     assert spy.calls == [(0, (12, 4), 0, "step 0"), (1, (12, 4), 0, "step 1")]
 
@@ -245,11 +257,14 @@ def test_killed_and_resumed_is_the_same_run(setup_2149ba68, setup_0ebdb1d5):
     fit_with_kills = setup_0ebdb1d5
     recipe = Recipe(22, batch_size=12, lr=0.01, warmup=4, seed=3)
     whole = fit(towers(), PAIRS, recipe, progress=False)
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as out, patch("time.process_time", itertools.count().__next__):
         resumed = fit_with_kills(towers, recipe, out, kills=[2, 4, 9, 9, 21])
+        assert resumed.cpu_s == 22  # a clock that ticks once a step
         assert resumed.losses == whole.losses and checkpoint_sha(resumed.model) == checkpoint_sha(whole.model)
         assert os.listdir(out) == ["step-00000022"]
+        Path(out, ".tmp-old-step-00000020").mkdir()
         again = fit(towers(), PAIRS, recipe, out, progress=False)  # finished: nothing to do
+        assert os.listdir(out) == ["step-00000022"]
         assert (
             again.steps == 22
             and again.losses == whole.losses
@@ -261,6 +276,11 @@ def test_killed_and_resumed_is_the_same_run(setup_2149ba68, setup_0ebdb1d5):
 @pytest.mark.nb("nbs/3_fusion/10c_trainer.ipynb", "08c9b6ba")
 def test_another_run_is_not_resumed(setup_2149ba68):
     PAIRS, _, ToyPairs, towers = setup_2149ba68
+
+    class Redrawn(ToyPairs):
+        def digest(self):
+            return "the same groups with other pictures"
+
     recipe = Recipe(4, batch_size=12)
     with tempfile.TemporaryDirectory() as out:
         fit(towers(), PAIRS, recipe, out, progress=False)
@@ -268,6 +288,7 @@ def test_another_run_is_not_resumed(setup_2149ba68):
             (towers(), PAIRS, Recipe(5, batch_size=12), "recipe entry 'steps' is 4 there and 5 here"),
             (towers(), PAIRS, Recipe(4, batch_size=12, seed=1), "'seed' is 0 there and 1 here"),
             (towers(), ToyPairs(50), recipe, "recipe entry 'data'"),
+            (towers(), Redrawn(), recipe, "recipe entry 'data'"),
             (nn.Linear(2, 2), PAIRS, recipe, "the 'model' is Towers there and Linear here"),
         ]:
             with pytest.raises(TrainError, match=reason):
@@ -281,15 +302,26 @@ def test_not_finite_stops_before_the_weights(setup_2149ba68):
     class Explodes(Towers):
         def forward(self, batch, *, step, generator):
             out = super().forward(batch, step=step, generator=generator)
-            return Out(out.losses | {"itm": out.losses["itc"] * (float("nan") if step == 5 else 0.0)}, out.state)
+            bad = torch.tensor(float("nan")) if step == 5 else torch.tensor(0.0)
+            return Out(out.losses | {"itm": bad}, out.state)
 
-    with tempfile.TemporaryDirectory() as out:
-        model = Explodes()
-        with pytest.raises(TrainError, match=r"step 5: losses .*'itm': nan.* are not finite") as error:
-            fit(model, PAIRS, Recipe(9, batch_size=12), out, save_every=2, progress=False)
-        assert "\n" not in str(error.value)
-        assert latest_checkpoint(out).name == "step-00000004"
-        assert all(value.isfinite().all() for value in model.state_dict().values())
+    class Steep(Towers):
+        def forward(self, batch, *, step, generator):
+            out = super().forward(batch, step=step, generator=generator)
+            zero = (self.logit_scale - self.logit_scale.detach()).abs()
+            return Out(out.losses | {"itm": zero.sqrt() if step == 5 else zero}, out.state)  # 0, with an infinite slope
+
+    for kind, reason in [
+        (Explodes, r"step 5: losses .*'itm': nan.* are not finite"),
+        (Steep, r"'itm': 0.0} with gradient norm nan"),
+    ]:
+        model = kind()
+        with tempfile.TemporaryDirectory() as out:
+            with pytest.raises(TrainError, match=reason) as error:
+                fit(model, PAIRS, Recipe(9, batch_size=12), out, save_every=2, progress=False)
+            assert "\n" not in str(error.value)
+            assert latest_checkpoint(out).name == "step-00000004"
+            assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 @pytest.mark.nb("nbs/3_fusion/10c_trainer.ipynb", "fb536f52")

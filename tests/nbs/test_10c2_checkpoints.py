@@ -34,7 +34,7 @@ def setup_069da026():
         "Overwrite model, optimiser and step, one after the other."
         Path(out).mkdir(parents=True, exist_ok=True)
         slots = {f"{i}.{k}": v for i, slot in optimizer.state_dict()["state"].items() for k, v in slot.items()}
-        weights = {k: v.clone() for k, v in model.state_dict().items()}
+        weights = {k: v.clone().contiguous() for k, v in model.state_dict().items()}
         files = {"model.safetensors": save(weights), "optimizer.safetensors": save(slots), "step.json": b"%d" % step}
         for name, payload in files.items():
             with open(Path(out, name), "wb") as file:

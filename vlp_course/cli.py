@@ -48,7 +48,7 @@ def data_prepare(workers: Annotated[int, typer.Option(help="Processes.")] = 2) -
     from vlp_course import evaluate, lab
     for row in (lab.row_of("clip"), lab.row_of("clip-untrained-trunk")):
         lab.train_set(row)
-        for name in evaluate.SETS:
+        for name in row.sets:
             evaluate.test_set(name, pretrained=row.pretrained)
 
 
@@ -96,7 +96,7 @@ def evaluate(checkpoint: Annotated[Path, typer.Argument(help="A folder that `vlp
     from vlp_course import lab
     from vlp_course.evaluate import evaluate as score
     row = lab.row_of(name)
-    for metric, value in score(lab.load_row(name, checkpoint), row.pixels, row.pretrained).items():
+    for metric, value in score(lab.load_row(name, checkpoint), row.pixels, row.pretrained, row.sets).items():
         typer.echo(f"{metric:28s}{100 * value:6.1f}")
 
 

@@ -112,7 +112,7 @@ def run(seed: int, results: Path, page: Path, runs: Path) -> list[list[str]]:
     say("2/4 frozen features of all scenes, computed once")
     for row in {r.pretrained: r for r in lab.ROWS if not r.pixels}.values():
         lab.train_set(row)
-        for name in SETS:
+        for name in row.sets:
             test_set(name, pretrained=row.pretrained)
     say(f"3/4 training {len(lab.ROWS)} rows with seed {seed}, two at a time")
     live = train_rows(seed, runs)

@@ -172,11 +172,11 @@ def pointing(model: nn.Module, scenes: SceneSet) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, pixels: bool = False, pretrained: bool = True) -> dict[str, float]:
+def evaluate(model: nn.Module, pixels: bool = False, pretrained: bool = True, sets=tuple(SETS)) -> dict[str, float]:
     """All metrics of the scenes board that a two-tower model has, as fractions, by name `set/metric`."""
     model.eval()
     metrics = {}
-    for name in SETS:
+    for name in sets:
         scenes = test_set(name, pixels, pretrained)
         images, texts = encode_images(model, scenes), encode_texts(model, scenes.captions)
         metrics |= {f"{name}/{k}": v for k, v in gallery_scores(model, scenes, images, texts).items()}

@@ -97,15 +97,18 @@ class Pairs:
 # %% ../../nbs/0_start/02f_pairs.ipynb #40d64f93
 class SceneSet:
     """The first `count` scenes of a split as a data set. families: the share of families that stay together
-    in a batch; the other scenes are groups of their own (0: random batches, the control). With features (one row a scene), images are not drawn.
+    in a batch; the other scenes are groups of their own (0: random batches, the control). With features
+    (one row a scene), images are not drawn.
 
-    Raises ValueError for an unknown split or style, for no scenes, and for features of another number."""
+    Raises ValueError for an unknown split or style, no scenes, a share outside 0 to 1, features of another number."""
 
     def __init__(self, split: str, count: int, seed: int = 0, style: str = "noto", families: float = 1.0, features=None):
         if style not in STYLES:
             raise ValueError(f"unknown style {style!r}: choose one of {', '.join(STYLES)}")
         if count < 1:
             raise ValueError(f"{count} scenes of {split!r}: a data set needs at least one")
+        if not 0 <= families <= 1:
+            raise ValueError(f"families is {families}: the share that stays together lies between 0 and 1")
         self.split, self.count, self.seed, self.style, self.features = split, count, seed, style, features
         number = np.arange(count) // 3
         self.groups = np.where(number // 4 % 10 < 10 * families, number, count + np.arange(count))   # // 4: kinds alternate

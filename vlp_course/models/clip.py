@@ -28,16 +28,16 @@ class CLIP(nn.Module):
         return self.vocabulary.tokenize(texts)
 
     def encode_image(self, batch: Pairs) -> Tokens:
-        """Image tokens in the joint space; features when the batch has them, else pixels."""
+        """The image's unit vector in the joint space, and its tokens; reads features when the batch has them, else pixels."""
         return self._joint(self.image_encoder(batch.image if batch.features is None else batch.features), self.image_project)
 
     def encode_text(self, text: Tokenized) -> Tokens:
-        """Word tokens in the joint space."""
+        """The text's unit vector in the joint space, and its tokens."""
         return self._joint(self.text_encoder(text), self.text_project)
 
     @staticmethod
     def _joint(tokens: Tokens, project: nn.Linear) -> Tokens:
-        return Tokens(F.normalize(project(tokens.pooled), dim=-1), project(tokens.tokens), tokens.mask)
+        return Tokens(F.normalize(project(tokens.pooled), dim=-1), tokens.tokens, tokens.mask)
 
     def similarity(self, image: Tokens, text: Tokens) -> Float[Tensor, "images texts"]:
         """Cosines of all pairs."""

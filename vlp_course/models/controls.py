@@ -39,9 +39,9 @@ class BagOfWords(nn.Module):
 
 
 class PixelEncoder(nn.Module):
-    """A small ViT from scratch (Dosovitskiy et al. 2021): 16-pixel patches instead of a pretrained backbone."""
+    """A small ViT from scratch (Dosovitskiy et al. 2021): 32-pixel patches instead of a pretrained backbone, the same 4 x 4 grid."""
 
-    def __init__(self, dim: int = 128, heads: int = 4, layers: int = 2, patch: int = 16):
+    def __init__(self, dim: int = 128, heads: int = 4, layers: int = 1, patch: int = 32):
         super().__init__()
         self.patch = nn.Conv2d(3, dim, patch, patch)
         self.position = nn.Parameter(0.7 * grid_positions(128 // patch, dim))
@@ -49,7 +49,7 @@ class PixelEncoder(nn.Module):
         self.pool = AttentionPool(dim, heads)
 
     def forward(self, image: Float[Tensor, "batch 3 height width"]) -> Tokens:
-        """64 tokens of 128-pixel pictures in [0, 1]."""
+        """Sixteen tokens of 128-pixel pictures in [0, 1]."""
         x = self.patch(image * 2 - 1).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             x = block(x)

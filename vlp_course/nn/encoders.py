@@ -140,7 +140,7 @@ class ImageEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """Word vectors, positions, Transformer layers; attention pooling gives the summary."""
 
-    def __init__(self, vectors: Float[Tensor, "words dim"], heads: int = 4, layers: int = 2, context: int = 24):
+    def __init__(self, vectors: Float[Tensor, "words dim"], heads: int = 4, layers: int = 1, context: int = 24):
         super().__init__()
         dim = vectors.shape[1]
         self.embed = nn.Embedding.from_pretrained(vectors.clone(), freeze=False, padding_idx=0)

@@ -211,7 +211,7 @@ def test_computed_once(setup_b30c5e4b):
     with empty_cache() as folder:
         rows = scene_features(SceneSet("val", 3))
         with mock.patch.object(SceneSet, "batch", side_effect=KeyError("computed again")):
-            again = scene_features(SceneSet("val", 3, families=False))  # the same pictures, other batches
+            again = scene_features(SceneSet("val", 3, families=0.0))  # the same pictures, other batches
             assert np.array_equal(rows, again)
             with pytest.raises(KeyError, match="computed again"):
                 scene_features(SceneSet("val", 6))

@@ -102,7 +102,8 @@ class SceneSet:
 
     Raises ValueError for an unknown split or style, no scenes, a share outside 0 to 1, features of another number."""
 
-    def __init__(self, split: str, count: int, seed: int = 0, style: str = "noto", families: float = 1.0, features=None):
+    def __init__(self, split: str, count: int, seed: int = 0, style: str = "noto", families: float | int = 1.0,
+                 features=None):
         if style not in STYLES:
             raise ValueError(f"unknown style {style!r}: choose one of {', '.join(STYLES)}")
         if count < 1:

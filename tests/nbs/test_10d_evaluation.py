@@ -102,6 +102,11 @@ def setup_35bf799f():
             one = F.normalize(torch.randn(1, 128, generator=draw), dim=-1).expand(len(batch.caption), 128)
             return Tokens(one, one[:, None], torch.ones(len(batch.caption), 1, dtype=torch.bool))
 
+    return Constant, Reader
+
+
+@pytest.fixture(scope="module")
+def setup_5a445485():
     @contextmanager
     def small_board(scenes, gallery):
         """The board on the first scenes of each set, in galleries of another size."""
@@ -112,7 +117,7 @@ def setup_35bf799f():
                 yield
         first.cache_clear()
 
-    return Constant, Reader, small_board
+    return small_board
 
 
 @pytest.fixture(scope="module")
@@ -289,24 +294,6 @@ def test_unknown_set_is_one_clear_line():
         test_set("noto")
 
 
-@pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "be5c09a9")
-def test_sets_differ_from_seen_in_one_thing(setup_35bf799f):
-    _, _, small_board = setup_35bf799f
-    with small_board(12, 6):
-        sets = {name: test_set(name, pixels=True) for name in SETS}
-    assert all(len(s) == 12 and s.features is None for s in sets.values()) and list(SETS)[0] == "seen"
-    seen = sets["seen"]
-    for name in ("twemoji", "openmoji"):
-        assert sets[name].captions == seen.captions
-        assert not all(np.array_equal(sets[name].image(i), seen.image(i)) for i in range(12))
-    assert (
-        np.array_equal(sets["templates"].image(5), seen.image(5)) and sets["templates"].captions[5] != seen.captions[5]
-    )
-    assert (
-        {SETS[n][2] for n in SETS} == {6012, 1002} and all(SETS[n][2] % GALLERY == 0 for n in SETS) and GALLERY % 3 == 0
-    )
-
-
 @pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "18561875")
 def test_chunks_do_not_change_an_encoding():
     scenes, model = SceneSet("test", 7), build().eval()
@@ -320,6 +307,24 @@ def test_chunks_do_not_change_an_encoding():
     assert torch.allclose(whole.tokens[whole.mask], chunks.tokens[whole.mask], atol=1e-4)
     assert torch.allclose(all_at_once.pooled, in_parts.pooled, atol=1e-5) and in_parts.tokens.shape == (7, 16, 128)
     assert torch.allclose(two.pooled, part(all_at_once, [6, 2]).pooled, atol=1e-5)
+
+
+@pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "129d6c57")
+def test_sets_differ_from_seen_in_one_thing(setup_5a445485):
+    small_board = setup_5a445485
+    with small_board(12, 6):
+        sets = {name: test_set(name, pixels=True) for name in SETS}
+    assert all(len(s) == 12 and s.features is None for s in sets.values()) and list(SETS)[0] == "seen"
+    seen = sets["seen"]
+    for name in ("twemoji", "openmoji"):
+        assert sets[name].captions == seen.captions
+        assert not all(np.array_equal(sets[name].image(i), seen.image(i)) for i in range(12))
+    assert (
+        np.array_equal(sets["templates"].image(5), seen.image(5)) and sets["templates"].captions[5] != seen.captions[5]
+    )
+    assert (
+        {SETS[n][2] for n in SETS} == {6012, 1002} and all(SETS[n][2] % GALLERY == 0 for n in SETS) and GALLERY % 3 == 0
+    )
 
 
 @pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "a8c69ac2")
@@ -349,8 +354,9 @@ def test_matches_is_the_diagonal():
 
 
 @pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "9700018f")
-def test_galleries_are_the_first_two(setup_35bf799f):
-    _, Reader, small_board = setup_35bf799f
+def test_galleries_are_the_first_two(setup_35bf799f, setup_5a445485):
+    _, Reader = setup_35bf799f
+    small_board = setup_5a445485
     scenes, reader = SceneSet("test", 18), Reader()
     images, texts = encode_images(reader, scenes), encode_texts(reader, scenes.captions)
     with small_board(18, 6):
@@ -409,8 +415,9 @@ def test_grad_cam_leaves_no_gradient_behind(setup_0cd40e87):
 
 
 @pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "2db8ad97")
-def test_readers_score_what_they_must(setup_35bf799f):
-    Constant, Reader, small_board = setup_35bf799f
+def test_readers_score_what_they_must(setup_35bf799f, setup_5a445485):
+    Constant, Reader = setup_35bf799f
+    small_board = setup_5a445485
     with small_board(24, 12):
         perfect, bag, constant = (
             evaluate(m, pixels=True, sets=("seen", "templates")) for m in (Reader(), Reader(ordered=False), Constant())
@@ -423,8 +430,8 @@ def test_readers_score_what_they_must(setup_35bf799f):
 
 
 @pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "9097d678")
-def test_evaluate_names_every_metric(setup_35bf799f):
-    _, _, small_board = setup_35bf799f
+def test_evaluate_names_every_metric(setup_5a445485):
+    small_board = setup_5a445485
     with small_board(24, 12):
         found = evaluate(build(), sets=("seen", "nouns"))
         assert not {k.split("/")[0] for k in evaluate(build(), sets=("nouns",))} - {"nouns"}  # foils belong to `seen`
@@ -440,8 +447,8 @@ def test_evaluate_names_every_metric(setup_35bf799f):
 
 
 @pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "f938af80")
-def test_evaluating_changes_nothing(setup_35bf799f):
-    _, _, small_board = setup_35bf799f
+def test_evaluating_changes_nothing(setup_5a445485):
+    small_board = setup_5a445485
     model = build()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with small_board(12, 6):

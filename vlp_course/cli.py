@@ -145,5 +145,5 @@ def course(seed: Seed = 7, results: Results = Path("results"), page: Path = Path
     job.run(seed, results, page, runs)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():      # not in a notebook
     main()

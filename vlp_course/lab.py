@@ -102,8 +102,8 @@ def run_row(name: str, budget: str = "quick", seed: int = 0, out: Path | None = 
 
     ValueError: unknown row, budget, device or precision. TrainError: no GPU, or `out` holds another run."""
     row = row_of(name)
-    planned = max(1, row.steps(budget)) if steps is None else steps
-    recipe = Recipe(planned, lr=row.lr, seed=seed, budget=budget, device=device, precision=precision)
+    planned = max(1, row.steps(budget))                                  # complains about an unknown budget
+    recipe = Recipe(planned if steps is None else steps, lr=row.lr, seed=seed, budget=budget, device=device, precision=precision)
     if device == "cuda" and not torch.cuda.is_available():               # before minutes of preparation, not after
         raise TrainError("device 'cuda': torch sees no GPU here; use --device cpu")
     model, data = build_model(row.builder, seed), train_set(row)

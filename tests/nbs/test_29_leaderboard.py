@@ -116,7 +116,9 @@ def test_versions_say_what_counts():
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "ca854b63")
 def test_two_steps_twice():
-    small = patch.dict(unwrap(run_row).__globals__, train_set=lambda row: SceneSet("train", 66, families=row.families))
+    small = patch.multiple(
+        unwrap(run_row).__module__, train_set=lambda row: SceneSet("train", 66, families=row.families)
+    )
     seen = []
     with small:
         first, second = (
@@ -134,8 +136,8 @@ def test_two_steps_twice():
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "34d4d296")
 def test_refused_before_any_work():
-    nothing = patch.dict(
-        unwrap(run_row).__globals__, build_model=None, train_set=None
+    nothing = patch.multiple(
+        unwrap(run_row).__module__, build_model=None, train_set=None
     )  # calling either would be a TypeError
     with nothing:
         for wrong, message in (
@@ -209,7 +211,9 @@ def test_whole_or_not_at_all():
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "cab5d8d2")
 def test_chance_values():
     texts = board_texts(30)
-    with patch.dict(unwrap(chance).__globals__, board_texts=lambda: texts):  # a few of the scenes: the same arithmetic
+    with patch.multiple(
+        unwrap(chance).__module__, board_texts=lambda: texts
+    ):  # a few of the scenes: the same arithmetic
         guess = chance()
     assert set(COLUMNS.values()) <= guess.keys()  # every column has its floor
     assert guess["seen/r1"] == 1 / 501 and guess["nouns/r10"] == 10 / 501 and guess["foil/relation"] == 0.5
@@ -222,7 +226,7 @@ def test_group_chance_is_one_in_six():
 
     orders = [np.array(p, float).reshape(2, 2) for p in itertools.permutations(range(4))]  # score[image, text]
     right = [s[0, 0] > max(s[0, 1], s[1, 0]) and s[1, 1] > max(s[0, 1], s[1, 0]) for s in orders]
-    with patch.dict(unwrap(chance).__globals__, board_texts=lambda: ((), ((0, "a cat", (0, 0, 64, 64)),))):
+    with patch.multiple(unwrap(chance).__module__, board_texts=lambda: ((), ((0, "a cat", (0, 0, 64, 64)),))):
         assert chance()["group/group"] == pytest.approx(np.mean(right)) and chance()["pointing"] == 0.25
     assert cell([]) == "-" and cell([0.5]) == "50.0" and cell([0.90, 0.92, 0.94]) == "92.0 ± 5.0"
 

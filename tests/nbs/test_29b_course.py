@@ -132,13 +132,13 @@ def setup_e7ea0f21(setup_8dd9b54f, setup_2b56c917):
         )
         floor = {c: 0.25 for c in BOARD.values()}
         with (
-            patch.dict(unwrap(run).__globals__, stand_ins),
+            patch.multiple(unwrap(run).__module__, **stand_ins),
             patch("vlp_course.lab.train_set", note("train set")),
             patch("vlp_course.lab.load_row", lambda name, where: tiny_clip()),
             patch("vlp_course.lab.show", note("show")),
             patch("vlp_course.lab.chance", lambda: floor),
             patch("sys.stderr", io.StringIO()) as spoken,
-            patch.dict(unwrap(page_of).__globals__, page_of=lambda lines, models: f"page of {', '.join(models)}"),
+            patch.multiple(unwrap(page_of).__module__, page_of=lambda lines, models: f"page of {', '.join(models)}"),
         ):
             lines = run(7, folder / "results", folder / "out" / "page.html", folder / "runs")
         return lines, calls, spoken.getvalue()
@@ -150,10 +150,10 @@ def setup_e7ea0f21(setup_8dd9b54f, setup_2b56c917):
 def test_side_by_side_equals_one_by_one(setup_8dd9b54f):
     Threads, _, pretended = setup_8dd9b54f
     bars = []
-    loud = lambda **keys: bars.append(tqdm(**keys, disable=False, file=io.StringIO())) or bars[-1]
+    loud = lambda bar=tqdm, **keys: bars.append(bar(**keys, disable=False, file=io.StringIO())) or bars[-1]
     context = lambda kind: SimpleNamespace(Queue=queue.Queue)
     with (
-        patch.dict(unwrap(train_rows).__globals__, ProcessPoolExecutor=Threads, get_context=context, tqdm=loud),
+        patch.multiple(unwrap(train_rows).__module__, ProcessPoolExecutor=Threads, get_context=context, tqdm=loud),
         patch("vlp_course.lab.run_row", pretended),
     ):
         results = train_rows(7, Path("runs"))
@@ -171,7 +171,7 @@ def test_a_row_that_fails_stops_the_job(setup_8dd9b54f):
 
     context = lambda kind: SimpleNamespace(Queue=queue.Queue)
     with (
-        patch.dict(unwrap(train_rows).__globals__, ProcessPoolExecutor=Threads, get_context=context),
+        patch.multiple(unwrap(train_rows).__module__, ProcessPoolExecutor=Threads, get_context=context),
         patch("vlp_course.lab.run_row", broken),
         pytest.raises(RuntimeError, match="step 3: losses are not finite"),
     ):
@@ -211,7 +211,7 @@ def test_the_right_model_finds_the_right_picture(setup_2b56c917):
     Oracle, _, tiny_clip = setup_2b56c917
     scenes = SceneSet("test", 9)
     assert len(set(scenes.captions)) == 9
-    with patch.dict(unwrap(found_pictures).__globals__, test_set=lambda name: scenes):
+    with patch.multiple(unwrap(found_pictures).__module__, test_set=lambda name: scenes):
         found = found_pictures(Oracle(scenes.captions), [3, 7])
         assert [rows[0] for rows in found] == [3, 7] and all(len(rows) == len(set(rows)) == 5 for rows in found)
         model = tiny_clip()
@@ -228,7 +228,7 @@ def test_the_page_stands_alone(setup_2b56c917):
     Oracle, parsed, tiny_clip = setup_2b56c917
     scenes = SceneSet("test", 9)
     lines = [["row", "R@1"], ["A < B & C", "50.0 (92.0 ± 5.0)"]]
-    with patch.dict(unwrap(page_of).__globals__, test_set=lambda name: scenes):
+    with patch.multiple(unwrap(page_of).__module__, test_set=lambda name: scenes):
         page = page_of(lines, {"Oracle": Oracle(scenes.captions), "Random": tiny_clip()}, queries=(3, 7))
     tags = parsed(page)
     images = [values for tag, values in tags.found if tag == "img"]
@@ -275,7 +275,7 @@ def test_nowhere_to_write():
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "out").write_text("a file where the page's folder should be")
         with (
-            patch.dict(unwrap(run).__globals__, train_rows=None),
+            patch.multiple(unwrap(run).__module__, train_rows=None),
             pytest.raises(FileExistsError),
         ):  # before anything is trained
             run(7, Path(folder), Path(folder) / "out" / "page.html", Path(folder) / "runs")

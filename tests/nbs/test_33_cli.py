@@ -82,7 +82,7 @@ def test_one_line_and_nothing_written(setup_e5b47357):
                 (("pretrain", "clip", "--device", "cuda", *results), ("no GPU", "--device cpu")),
                 (("pretrain", "clip", "--precision", "fp8", *results), ("precision='fp8'", "bf16")),
                 (("data", "show", "--style", "blob", *out), ("unknown style 'blob'", "openmoji")),
-                (("data", "show", "--split", "val", *out), ("unknown split 'val'", "train")),
+                (("data", "show", "--split", "nosuch", *out), ("unknown split 'nosuch'", "train")),
                 (("data", "show", "--out", Path(folder) / "none" / "x.png"), ("none",)),
                 (("data", "fetch", "photo"), ("unknown asset 'photo'", next(iter(ASSETS)))),
                 (("leaderboard", *results), ("no results", "vlp pretrain")),
@@ -205,7 +205,11 @@ def test_prefixes():
         return found[0]
 
     # A new command can make yesterday's prefix ambiguous: scripts that used it break. So this course has no prefixes.
-    assert complete("pre", ["pretrain", "data"]) == "pretrain" and complete("data", ["data", "dataset"]) == "data"
+    assert (
+        complete("pre", ["pretrain", "pre"]) == "pre"
+        and complete("p", ["pretrain", "data"]) == "pretrain"
+        and complete("data", ["data", "dataset"]) == "data"
+    )
     for prefix in ("d", "x"):
         with pytest.raises(ValueError, match="could be"):
             complete(prefix, ["data", "doctor"])
@@ -218,7 +222,11 @@ def test_prefixes_starter_fails():
         return next(c for c in commands if c.startswith(prefix))  # takes the first of several
 
     with pytest.raises(Exception):
-        assert complete("pre", ["pretrain", "data"]) == "pretrain" and complete("data", ["data", "dataset"]) == "data"
+        assert (
+            complete("pre", ["pretrain", "pre"]) == "pre"
+            and complete("p", ["pretrain", "data"]) == "pretrain"
+            and complete("data", ["data", "dataset"]) == "data"
+        )
         for prefix in ("d", "x"):
             with pytest.raises(ValueError, match="could be"):
                 complete(prefix, ["data", "doctor"])

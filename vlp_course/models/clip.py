@@ -7,13 +7,13 @@ __all__ = ['CLIP', 'same_captions', 'towers', 'build']
 import math, zlib
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from ..data.pairs import Pairs, Tokenized, Vocabulary, course_vocabulary
 from ..nn.encoders import ImageEncoder, Out, TextEncoder, Tokens, gather_with_grad, word_vectors
 from ..objectives import itc_loss
 
-# %% ../../nbs/3_fusion/11_clip.ipynb #59d12bb8
+# %% ../../nbs/3_fusion/11_clip.ipynb #af2bafd8
 class CLIP(nn.Module):
     """Two towers and one contrastive loss (Radford et al. 2021, figure 3)."""
 
@@ -24,7 +24,7 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def tokenize(self, texts: list[str]) -> Tokenized:
-        """Word ids of captions."""
+        """Word ids and mask of captions. Raises ValueError for an empty caption or one that is too long."""
         return self.vocabulary.tokenize(texts)
 
     def encode_image(self, batch: Pairs) -> Tokens:
@@ -40,28 +40,28 @@ class CLIP(nn.Module):
         return Tokens(F.normalize(project(tokens.pooled), dim=-1), tokens.tokens, tokens.mask)
 
     def similarity(self, image: Tokens, text: Tokens) -> Float[Tensor, "images texts"]:
-        """Cosines of all pairs."""
+        """Cosines of all pairs, in [-1, 1]."""
         return image.pooled @ text.pooled.T
 
     def forward(self, batch: Pairs, *, step: int, generator: torch.Generator) -> Out:
-        """The contrastive loss over the batch of all processes."""
-        image = gather_with_grad(self.encode_image(batch).pooled)
-        text = gather_with_grad(self.encode_text(batch.text).pooled)
+        """The contrastive loss, in nats, over the batch of all processes."""
+        image = gather_with_grad(self.encode_image(batch).pooled)                     # B D
+        text = gather_with_grad(self.encode_text(batch.text).pooled)                  # B D
         return Out({"itc": self.loss(image @ text.T, same_captions(batch))}, {})
 
-    def loss(self, cosine: Float[Tensor, "batch batch"], same: Tensor) -> Float[Tensor, ""]:
+    def loss(self, cosine: Float[Tensor, "batch batch"], same: Bool[Tensor, "batch batch"]) -> Float[Tensor, ""]:
         """ITC on scaled cosines."""
         logits = self.logit_scale.exp() * cosine
         return itc_loss(logits, logits.T, same)
 
     @torch.no_grad()
     def after_step(self, state: dict, step: int) -> None:
-        """Keeps the temperature's inverse at 100 or below, as the paper does."""
+        """Keeps the temperature's inverse at 100 or below, as the paper does (section 2.5)."""
         self.logit_scale.clamp_(max=math.log(100))
 
 
-def same_captions(batch: Pairs) -> Tensor:
-    """Which pairs of the whole batch carry the same caption: they are no negatives of each other."""
+def same_captions(batch: Pairs) -> Bool[Tensor, "batch batch"]:
+    """Which pairs of the batch of all processes carry the same caption: they are no negatives of each other."""
     key = torch.tensor([float(zlib.crc32(c.encode())) for c in batch.caption], dtype=torch.float64, device=batch.family.device)
     key = gather_with_grad(key)
     return key[:, None] == key[None]

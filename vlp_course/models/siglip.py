@@ -6,22 +6,22 @@ __all__ = ['SigLIP', 'build']
 # %% ../../nbs/3_fusion/11a_siglip.ipynb #39895e21
 import math
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from .clip import CLIP, towers
 from ..objectives import siglip_loss
 
-# %% ../../nbs/3_fusion/11a_siglip.ipynb #e76d46f3
+# %% ../../nbs/3_fusion/11a_siglip.ipynb #f5d35944
 class SigLIP(CLIP):
-    """CLIP's towers under a sigmoid loss (Zhai et al. 2023): every pair is judged on its own."""
+    """CLIP's towers under a sigmoid loss (Zhai et al. 2023, section 3.2): every pair is judged on its own."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))       # most pairs are negatives: start from "no"
 
-    def loss(self, cosine: Float[Tensor, "batch batch"], same: Tensor) -> Float[Tensor, ""]:
-        """The sigmoid loss on scaled and shifted cosines."""
+    def loss(self, cosine: Float[Tensor, "batch batch"], same: Bool[Tensor, "batch batch"]) -> Float[Tensor, ""]:
+        """The sigmoid loss, in nats an image, on scaled and shifted cosines."""
         return siglip_loss(self.logit_scale.exp() * cosine + self.logit_bias, same)
 
 

@@ -52,7 +52,8 @@ def train(kind: str, out: str) -> None:
 
 def weights(kind: str, out: Path, processes: int) -> dict[str, torch.Tensor]:
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    done = subprocess.run([sys.executable, *start, __file__, kind, str(out)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, *start, __file__, kind, str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(latest_checkpoint(out) / "model.safetensors")
 

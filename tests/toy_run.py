@@ -1,8 +1,8 @@
 """A tiny training command for the tests of kills and of several processes; prints the model's hash.
 
-    python tests/toy_run.py OUT [--steps 60] [--save-every 3] [--seed 0] [--negatives local|gathered|none] ...
+    python tests/toy_run.py OUT [OUT ...] [--steps 60] [--save-every 3] [--seed 0] [--negatives local gathered ...] ...
 """
-import argparse, os, random, signal, warnings
+import argparse, itertools, os, random, signal, warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,8 +63,6 @@ class Towers(nn.Module):
         state = {"text": text}
         if self.negatives == "gathered" and distributed.is_initialized():
             image, text = torch.cat(all_gather(image)), torch.cat(all_gather(text))
-        if self.negatives == "none":
-            return Out({"mse": (image - text).square().mean()}, state)
         logits = self.logit_scale.exp() * normalize(image, dim=-1) @ normalize(text, dim=-1).T
         same = torch.arange(len(logits))
         return Out({"itc": (cross_entropy(logits, same) + cross_entropy(logits.T, same)) / 2}, state)
@@ -77,23 +75,26 @@ class Towers(nn.Module):
         self.queue.copy_(torch.cat([state["text"], self.queue])[:12])
 
 
+def train(out, steps=60, save_every=3, seed=0, negatives="local", accumulation=1, double=False, die_at=None) -> Towers:
+    """A toy trained into `out`; `double`: float64 and no noise; `die_at`: SIGKILL itself at this step."""
+    dtype = torch.float64 if double else torch.float32
+    torch.manual_seed(seed)
+    model = Towers(dtype, negatives, noise=not double, die_at=die_at)
+    recipe = Recipe(steps, batch_size=12, warmup=4, seed=seed, accumulation=accumulation, lr=0.01)
+    fit(model, Toy(dtype=dtype), recipe, out=out, save_every=save_every, progress=False)
+    return model
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--save-every", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--negatives", choices=["local", "gathered", "none"], default="local")
-    parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--double", action="store_true", help="float64 and no noise")
-    parser.add_argument("--die-at", type=int, help="SIGKILL itself at this step")
-    args = parser.parse_args()
-    dtype = torch.float64 if args.double else torch.float32
-    torch.manual_seed(args.seed)
-    model = Towers(dtype, args.negatives, noise=not args.double, die_at=args.die_at)
-    recipe = Recipe(args.steps, batch_size=12, warmup=4, seed=args.seed, accumulation=args.accumulation, lr=0.01)
-    fit(model, Toy(dtype=dtype), recipe, out=args.out, save_every=args.save_every, progress=False)
-    print(checkpoint_sha(model))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="+", help="one run for each folder")
+    parser.add_argument("--negatives", nargs="+", choices=["local", "gathered"], default=["local"])
+    for name in ("steps", "save-every", "seed", "accumulation", "die-at"):
+        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS)
+    parser.add_argument("--double", action="store_true")
+    options = vars(parser.parse_args())
+    for out, negatives in zip(options.pop("out"), itertools.cycle(options.pop("negatives"))):
+        print(checkpoint_sha(train(out, negatives=negatives, **options)), flush=True)
 
 
 if __name__ == "__main__":

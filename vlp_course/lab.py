@@ -218,4 +218,5 @@ def show(lines: list[list[str]], title: str) -> None:
     for line in lines[1:]:
         table.add_row(*line)
     console = Console()
-    Console(width=max(console.width, 100 if console.is_terminal else 200)).print(table)
+    width = max(console.width, 100 if console.is_terminal else 200)
+    Console(width=width, force_jupyter=False).print(table)         # plain text in notebooks too

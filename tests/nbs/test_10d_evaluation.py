@@ -179,6 +179,12 @@ def setup_0cd40e87():
     return Channels, channel_case, slow_grad_cam
 
 
+@pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "b721dbb3")
+def test_nan_is_no_hit():
+    score = torch.full((2, 3), torch.nan)
+    assert recall(score, torch.eye(3, dtype=torch.bool)[:2], ks=(1,)) == {"r1": 0.0}
+
+
 @pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "a8045ccd")
 def test_recall_by_hand():
     score = torch.tensor([[0.9, 0.1, 0.3, 0.2], [0.8, 0.7, 0.9, 0.1], [0.5, 0.5, 0.5, 0.5]])
@@ -461,7 +467,7 @@ def test_evaluating_changes_nothing(setup_5a445485):
 def test_reciprocal_rank():
     def reciprocal_rank(score, relevant):
         best = score.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
-        ahead = ((score >= best) & ~relevant).sum(1)
+        ahead = (~(score < best) & ~relevant).sum(1)  # not below: a NaN is ahead too
         return (1 / (1 + ahead)).double().mean().item()
 
     assert reciprocal_rank(torch.zeros(4, 4), torch.eye(4, dtype=torch.bool)) == pytest.approx(1 / 4)

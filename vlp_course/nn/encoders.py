@@ -8,10 +8,9 @@ __all__ = ['Tokens', 'Out', 'masked_mean', 'gather_with_grad', 'Attention', 'Blo
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from ..data.assets import read
 from ..data.pairs import Tokenized

@@ -205,6 +205,25 @@ def test_features_are_the_backbones(setup_b30c5e4b, setup_8c3fa143):
             rows[0, 0] = 1
 
 
+@pytest.mark.nb("nbs/3_fusion/10a_backbone.ipynb", "b4723342")
+def test_features_of_any_set(setup_b30c5e4b, setup_8c3fa143):
+    empty_cache = setup_b30c5e4b
+    frozen, _ = setup_8c3fa143
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with empty_cache(), torch.no_grad():
+        found = {}
+        for seed, style, pretrained in ((0, "noto", True), (3, "noto", True), (0, "twemoji", True), (0, "noto", False)):
+            few_scenes, net = SceneSet("val", 3, seed, style), frozen if pretrained else Backbone(pretrained=False)
+            rows = found[seed, style, pretrained] = scene_features(few_scenes, pretrained)
+            np.testing.assert_allclose(
+                rows, pack(*net(few_scenes.batch(np.arange(3)).image)).numpy(), rtol=2e-3, atol=2e-3
+            )
+    assert len({rows.tobytes() for rows in found.values()}) == 4
+    assert torch.get_num_threads() == 2  # as the caller had it
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.nb("nbs/3_fusion/10a_backbone.ipynb", "23c5d18e")
 def test_computed_once(setup_b30c5e4b):
     empty_cache = setup_b30c5e4b

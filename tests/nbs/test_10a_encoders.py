@@ -294,6 +294,7 @@ def test_image_encoder():
     (gradient,) = torch.autograd.grad(out.pooled.square().sum(), features)
     assert (unpack(gradient)[0] != 0).all() and (unpack(gradient)[1] != 0).all()  # every number of the grids is used
     torch.testing.assert_close(encoder(features[:1]).pooled, out.pooled[:1], rtol=0, atol=1e-5)  # scenes do not mix
+    torch.testing.assert_close(encoder(3 * features).pooled, out.pooled, rtol=0, atol=1e-4)  # how loud they are, too
     encoder(features).pooled.square().sum().backward()
     assert all(
         p.grad.abs().sum() > 0 for p in (encoder.position, encoder.project.weight, encoder.blocks[0].mlp[0].weight)

@@ -121,6 +121,10 @@ def test_an_interrupt_leaves_the_last_checkpoint(tmp_path):
             signal.raise_signal(signal.SIGINT)
     model = Towers()
     model.after_step = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, Toy(), Recipe(6, batch_size=12), tmp_path, save_every=2, progress=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, Toy(), Recipe(6, batch_size=12), tmp_path, save_every=2, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert latest_checkpoint(tmp_path).name == "step-00000004"

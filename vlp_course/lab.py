@@ -8,7 +8,7 @@ __all__ = ['TRAIN', 'ROWS', 'COLUMNS', 'Row', 'row_of', 'build_model', 'train_se
            'table', 'show']
 
 # %% ../nbs/6_lab/29_leaderboard.ipynb #c981f93a
-import importlib, json, platform
+import importlib, json, platform, sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -217,6 +217,6 @@ def show(lines: list[list[str]], title: str) -> None:
         table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*line)
-    console = Console(force_jupyter=False)                         # plain text in notebooks too
-    wide = console.is_terminal
-    Console(width=console.width if wide else 260, color_system="auto" if wide else None, force_jupyter=False).print(table)
+    screen = sys.stdout.isatty()                                   # else, in notebooks too: wide and plain
+    Console(width=None if screen else 260, force_terminal=screen, force_jupyter=False,
+            color_system="auto" if screen else None).print(table)

@@ -4,10 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 INSTALLED := .venv/.installed
+SITE := docs/_build/html
+FROM_NPM := docs/node_modules/.package-lock.json
 export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help venv course test lab notebooks
+.PHONY: help venv course test lab notebooks site
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,6 +28,16 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
 
 notebooks: $(INSTALLED)  ## run all notebooks and store their outputs
 	$(BIN)/python tools/run_notebooks.py --write
+
+site: $(INSTALLED) $(FROM_NPM)  ## build the site into docs/_build/html
+	@rm -rf docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -E -q -b html docs $(SITE)
+	@echo "The site is in $(SITE); look at it with: $(BIN)/python -m http.server -b 127.0.0.1 -d $(SITE)"
+
+$(FROM_NPM): docs/package.json docs/package-lock.json
+	@command -v npm >/dev/null || { echo "There is no npm: the site needs Node.js 20 or newer (for MathJax, and for its check)"; exit 1; }
+	npm ci --prefix docs --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 $(INSTALLED): settings.ini setup.py pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON); name a Python 3.11 to 3.13: make PYTHON=/path/to/python3 ..."; exit 1; }

@@ -20,7 +20,7 @@ data = typer.Typer(no_args_is_help=True, help="Fetch, prepare and look at the da
 app.add_typer(data, name="data")
 Results = Annotated[Path, typer.Option(help="Folder of recorded results.")]
 Seed = Annotated[int, typer.Option(help="Fixes initialisation and order.")]
-Budget = Annotated[str, typer.Option(help="quick (60 CPU-s), full (300 CPU-s) or untrained.")]
+Budget = Annotated[str, typer.Option(help="quick (45 to 60 CPU-s), full (300 CPU-s) or untrained.")]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -47,11 +47,8 @@ def data_fetch(names: Annotated[list[str] | None, typer.Argument(help="Assets; n
 @data.command("prepare")
 def data_prepare() -> None:
     """Compute the frozen features of all scenes, once."""
-    from vlp_course import evaluate, lab
-    for row in (lab.row_of("clip"), lab.row_of("clip-untrained-trunk")):
-        lab.train_set(row)
-        for name in row.sets:
-            evaluate.test_set(name, pretrained=row.pretrained)
+    from vlp_course import lab
+    lab.prepare()
 
 
 @data.command("show")
@@ -77,19 +74,22 @@ def pretrain(name: Annotated[str, typer.Argument(help="A row of the leaderboard.
              save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: only the last.")] = 0,
              steps: Annotated[int | None, typer.Option(help="Other number of steps than the budget's.")] = None,
              device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-             precision: Annotated[str, typer.Option(help="no or bf16.")] = "no", results: Results = Path("results"),
-             score: Annotated[bool, typer.Option(help="Evaluate and record the result.")] = True) -> None:
+             precision: Annotated[str, typer.Option(help="auto (bf16 where it is native), no or bf16.")] = "auto", results: Results = Path("results"),
+             score: Annotated[bool, typer.Option(help="Evaluate and record the result.")] = True,
+             lr: Annotated[float | None, typer.Option(help="Another learning rate: recorded as row NAME@LR of the board `rates`.")] = None,
+             ) -> None:
     """Train a row, evaluate it and record the result. A result that is there already is kept: then only --out is served."""
     _one_thread()
     from vlp_course import lab
-    path = lab.result_path(results, "scenes", {"row": lab.row_of(name).name, "budget": budget, "seed": seed})
+    row = lab.row_of(name).name + ("" if lr is None else f"@{lr:g}")
+    path = lab.result_path(results, "scenes" if lr is None else "rates", {"row": row, "budget": budget, "seed": seed})
     recorded = score and steps is None and path.exists()
     if recorded:
         typer.echo(f"{path} is there already{'' if out else ': nothing to do'}")
         if out is None:
             return
     score = score and not recorded         # with --out the checkpoint is made or finished, and the record kept
-    result = lab.run_row(name, budget, seed, out, save_every, steps, device=device, precision=precision, score=score)
+    result = lab.run_row(name, budget, seed, out, save_every, steps, device=device, precision=precision, score=score, lr=lr)
     if score and steps is None:
         lab.save_json(path, result)
         typer.echo(f"wrote {path}")
@@ -109,14 +109,24 @@ def evaluate(checkpoint: Annotated[Path, typer.Argument(help="A folder that `vlp
 
 
 @app.command()
-def leaderboard(budget: Budget = "quick", results: Results = Path("results")) -> None:
-    """Print the recorded results: mean and 95 % interval over seeds."""
+def leaderboard(budget: Budget = "quick", results: Results = Path("results"),
+                check: Annotated[str | None, typer.Option(help="Rerun this row, and say whether it falls into the recorded band.")] = None,
+                seed: Annotated[int, typer.Option(help="Seed of the run that --check makes; a recorded one must give equal bits.")] = 7,
+                ) -> None:
+    """Print the recorded results: mean and 95 % interval over seeds. With --check ROW rerun that row; status 1 if it is outside."""
     from vlp_course import lab
     lab.ROWS[0].steps(budget)              # complains about an unknown budget
     found = lab.read_results(results, budget=budget)
     if not found:
         raise FileNotFoundError(f"no results of budget {budget!r} in {results / 'scenes'}: record some with `vlp pretrain ROW`")
-    lab.show(lab.table(found), f"scenes board, {budget} budget, percent, mean ± 95 % interval over seeds")
+    if check is None:
+        return lab.show(lab.table(found), f"scenes board, {budget} budget, percent, mean ± 95 % interval over seeds")
+    lab.check(found[0] | {"row": lab.row_of(check).name}, found)      # complains now about a row with too few runs
+    _one_thread()
+    lines, inside = lab.check(lab.run_row(check, budget, seed), found)
+    lab.show(lines, f"{check}, {budget} budget, seed {seed}, percent")
+    typer.echo("inside the band of the recorded runs" if inside else "OUTSIDE the band of the recorded runs")
+    raise typer.Exit(0 if inside else 1)
 
 
 @app.command()

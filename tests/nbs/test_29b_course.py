@@ -20,12 +20,12 @@ from vlp_course import lab
 from vlp_course.data import assets
 from vlp_course.data.pairs import SceneSet
 from vlp_course.data.pairs import course_vocabulary
-from vlp_course.evaluate import SETS
+from vlp_course.lab import found_pictures
 from vlp_course.models.clip import CLIP
 from vlp_course.models.controls import BagOfWords
 from vlp_course.models.controls import PixelEncoder
 from vlp_course.nn.encoders import Tokens
-from vlp_course.course import BOARD, beside, found_pictures, page_of, picture_tag, run, train_rows
+from vlp_course.course import BOARD, beside, page_of, picture_tag, run, train_rows
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,14 @@ def setup_8dd9b54f():
     def made_up(name, seed=7, value=0.5, without=()):
         """A result as lab.run_row returns it, with invented numbers."""
         metrics = {c: value for c in BOARD.values() if c not in without}
-        return {"row": name, "seed": seed, "budget": "quick", "cpu_s": 61.0, "metrics": metrics}
+        return {
+            "row": name,
+            "seed": seed,
+            "budget": "quick",
+            "cpu_s": 61.0,
+            "metrics": metrics,
+            "samples": [[0, 1, 2, 3, 4]] * 6,
+        }
 
     def pretended(name, budget, seed, out, progress, watch):
         """Stands in for lab.run_row: ticks once a step, trains nothing."""
@@ -116,29 +123,27 @@ def setup_2b56c917():
 
 
 @pytest.fixture(scope="module")
-def setup_e7ea0f21(setup_8dd9b54f, setup_2b56c917):
+def setup_e7ea0f21(setup_8dd9b54f):
     _, made_up, _ = setup_8dd9b54f
-    _, _, tiny_clip = setup_2b56c917
 
     def job_without_work(folder, failing=None):
         """Runs the job with stand-ins for data, training and models; returns what it printed and in which order it worked."""
         scenes, calls = SceneSet("test", 9), []
         note = lambda what, value=None: lambda *a, **k: calls.append((what, *a[:1])) or value
-        live = [made_up(row.name) for row in lab.ROWS]
+        live = [made_up(row.name) for row in lab.board_rows()]
         stand_ins = dict(
-            test_set=lambda name, **k: calls.append(("test set", name)) or scenes,
+            test_set=lambda name, **k: scenes,
             train_rows=note("train", live),
             assets=SimpleNamespace(**vars(assets) | {"fetch": note("fetch")}),
         )
         floor = {c: 0.25 for c in BOARD.values()}
         with (
             patch.multiple(unwrap(run).__module__, **stand_ins),
-            patch("vlp_course.lab.train_set", note("train set")),
-            patch("vlp_course.lab.load_row", lambda name, where: tiny_clip()),
+            patch("vlp_course.lab.prepare", note("prepare")),
             patch("vlp_course.lab.show", note("show")),
             patch("vlp_course.lab.chance", lambda: floor),
             patch("sys.stderr", io.StringIO()) as spoken,
-            patch.multiple(unwrap(page_of).__module__, page_of=lambda lines, models: f"page of {', '.join(models)}"),
+            patch.multiple(unwrap(page_of).__module__, page_of=lambda lines, found: f"page of {', '.join(found)}"),
         ):
             lines = run(7, folder / "results", folder / "out" / "page.html", folder / "runs")
         return lines, calls, spoken.getvalue()
@@ -157,9 +162,12 @@ def test_side_by_side_equals_one_by_one(setup_8dd9b54f):
         patch("vlp_course.lab.run_row", pretended),
     ):
         results = train_rows(7, Path("runs"))
-    slow = [pretended(row.name, "quick", 7, Path("runs") / f"{row.name}-s7", False, lambda: None) for row in lab.ROWS]
+    slow = [
+        pretended(row.name, "quick", 7, Path("runs") / f"{row.name}-s7", False, lambda: None)
+        for row in lab.board_rows()
+    ]
     assert results == slow  # all rows, in the order of the board
-    assert bars[0].n == bars[0].total == sum(row.quick for row in lab.ROWS)  # every step counted once
+    assert bars[0].n == bars[0].total == sum(row.quick for row in lab.board_rows())  # every step counted once
 
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "b9de6a39")
@@ -181,12 +189,12 @@ def test_a_row_that_fails_stops_the_job(setup_8dd9b54f):
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "c9ba7286")
 def test_live_beside_recorded(setup_8dd9b54f):
     _, made_up, _ = setup_8dd9b54f
-    live = [made_up(row.name, value=0.5, without=["pointing"] if row.pixels else ()) for row in lab.ROWS]
+    live = [made_up(row.name, value=0.5, without=["pointing"] if row.pixels else ()) for row in lab.board_rows()]
     recorded = [made_up("clip", seed, value) for seed, value in enumerate((0.90, 0.92, 0.94))]
     floor = {c: 0.25 for c in BOARD.values()}
     with patch("vlp_course.lab.chance", lambda: floor):
         header, *lines = beside(live, recorded)
-    assert header == ["row", "CPU-s", *BOARD] and len(lines) == len(lab.ROWS) + 1
+    assert header == ["row", "CPU-s", *BOARD] and len(lines) == len(lab.board_rows()) + 1
     clip = next(line for line in lines if line[0] == lab.row_of("clip").title)
     assert clip[1:3] == ["61", "50.0 (92.0 ± 5.0)"]  # live, then recorded by hand: notebook 29
     pixels = next(line for line in lines if line[0] == lab.row_of("clip-from-scratch").title)
@@ -211,7 +219,7 @@ def test_the_right_model_finds_the_right_picture(setup_2b56c917):
     Oracle, _, tiny_clip = setup_2b56c917
     scenes = SceneSet("test", 9)
     assert len(set(scenes.captions)) == 9
-    with patch.multiple(unwrap(found_pictures).__module__, test_set=lambda name: scenes):
+    with patch.multiple(unwrap(found_pictures).__module__, test_set=lambda *a: scenes):
         found = found_pictures(Oracle(scenes.captions), [3, 7])
         assert [rows[0] for rows in found] == [3, 7] and all(len(rows) == len(set(rows)) == 5 for rows in found)
         model = tiny_clip()
@@ -225,11 +233,15 @@ def test_the_right_model_finds_the_right_picture(setup_2b56c917):
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "5f012a3e")
 def test_the_page_stands_alone(setup_2b56c917):
-    Oracle, parsed, tiny_clip = setup_2b56c917
+    _, parsed, _ = setup_2b56c917
     scenes = SceneSet("test", 9)
     lines = [["row", "R@1"], ["A < B & C", "50.0 (92.0 ± 5.0)"]]
-    with patch.multiple(unwrap(page_of).__module__, test_set=lambda name: scenes):
-        page = page_of(lines, {"Oracle": Oracle(scenes.captions), "Random": tiny_clip()}, queries=(3, 7))
+    with patch.multiple(unwrap(page_of).__module__, test_set=lambda *a, **k: scenes):
+        page = page_of(
+            lines,
+            {"Oracle": [[3, 4, 5, 0, 1], [7, 8, 6, 0, 1]], "Random": [[2, 4, 1, 3, 0], [8, 5, 2, 1, 0]]},
+            queries=(3, 7),
+        )
     tags = parsed(page)
     images = [values for tag, values in tags.found if tag == "img"]
     assert len(images) == 2 * 2 * 5 and all(values["src"].startswith("data:image/png;base64,") for values in images)
@@ -237,7 +249,7 @@ def test_the_page_stands_alone(setup_2b56c917):
     assert "url(" not in page and "@import" not in page and "://" not in page  # no request to anywhere
     assert all(values["alt"].removesuffix(", the right one") in scenes.captions for values in images)
     hits = [values for values in images if values["class"] == "hit"]
-    assert len(hits) >= 2 and all(values["alt"].endswith(", the right one") for values in hits)
+    assert len(hits) == 3 and all(values["alt"].endswith(", the right one") for values in hits)
     text = " ".join(tags.text)
     assert "A < B & C" in text and "92.0 ± 5.0" in text and scenes.captions[3] in text
     assert "Noto Emoji, © Google, Apache License 2.0" in text
@@ -263,11 +275,10 @@ def test_the_steps_in_order(setup_e7ea0f21):
         lines, calls, spoken = job_without_work(Path(folder))
         assert (Path(folder) / "out" / "page.html").read_text() == "page of CLIP, CLIP, random batches"
     kinds = list(dict.fromkeys(kind for kind, *_ in calls))
-    assert kinds == ["fetch", "train set", "test set", "train", "show"]
-    assert [name for kind, name in calls if kind == "fetch"] == list(assets.CORE)
-    assert {name for kind, name in calls if kind == "test set"} == set(SETS)
+    assert kinds == ["fetch", "prepare", "train", "show"]
+    assert [call[1] for call in calls if call[0] == "fetch"] == list(assets.CORE)
     assert [f"{n}/4" in spoken for n in (1, 2, 3, 4)] == [True] * 4 and "done. Open" in spoken and "seed 7" in spoken
-    assert len(lines) == len(lab.ROWS) + 2
+    assert len(lines) == len(lab.board_rows()) + 2
 
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "10d90aef")

@@ -116,6 +116,35 @@ def test_bugs_keep_their_traceback():
         main(["leaderboard"])
 
 
+@pytest.mark.nb("nbs/6_lab/33_cli.ipynb", "1bde8b8e")
+def test_a_row_is_checked_against_its_record(setup_e5b47357):
+    _, refused, _ = setup_e5b47357
+    columns = ("seen/r1", "pointing")
+
+    def run(value, row="linear", seed=0):
+        return {
+            "row": row,
+            "budget": "quick",
+            "seed": seed,
+            "metrics": dict.fromkeys(columns, value),
+            "checkpoint_sha": f"{seed}",
+        }
+
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, value in enumerate((0.70, 0.71, 0.69, 0.72)):
+            path = Path(folder) / "scenes" / f"linear-quick-s{seed}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(run(value, seed=seed)))
+        for value, status, word in ((0.70, 0, "inside the band"), (0.20, 1, "OUTSIDE the band")):
+            with patch("vlp_course.lab.run_row", lambda name, budget, seed: run(value, name, seed)):
+                result = CliRunner().invoke(
+                    app, ["leaderboard", "--check", "linear", "--results", folder, "--seed", "9"]
+                )
+            assert result.exit_code == status and word in result.output and "seed 9" in result.output
+        with patch("vlp_course.lab.run_row", None):  # refused before anything is trained
+            assert "0 runs: a band needs at least 3" in refused("leaderboard", "--check", "clip", "--results", folder)
+
+
 @pytest.mark.nb("nbs/6_lab/33_cli.ipynb", "f2c1e6ab")
 def test_pretrain_records_once(setup_e5b47357):
     _, _, vlp = setup_e5b47357

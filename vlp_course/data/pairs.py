@@ -8,6 +8,7 @@ __all__ = ['PAD', 'UNK', 'CLS', 'EOS', 'MASK', 'Tokenized', 'Vocabulary', 'cours
 # %% ../../nbs/0_start/02f_pairs.ipynb #f91da29f
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +114,12 @@ class SceneSet:
         self.split, self.count, self.seed, self.style, self.features = split, count, seed, style, features
         number = np.arange(count) // 3
         self.groups = np.where(number // 4 % 10 < 10 * families, number, count + np.arange(count))   # // 4: kinds alternate
-        self.captions = [caption_of(split, family(split, seed, n // 3)[n % 3]) for n in range(count)]
+        family(split, seed, 0)                                        # complains about an unknown split
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """One a scene, written when first asked for: who only draws does not need them."""
+        return [caption_of(self.split, family(self.split, self.seed, n // 3)[n % 3]) for n in range(self.count)]
 
     @property
     def features(self):
@@ -136,6 +142,11 @@ class SceneSet:
         """The picture of one scene."""
         return draw(family(self.split, self.seed, index // 3)[index % 3], self.style)[0]
 
+    def images(self, indices) -> Float[Tensor, "batch 3 side side"]:
+        """The pictures of these scenes, in [0, 1]."""
+        stack = np.stack([self.image(int(i)) for i in indices]).astype(np.float32) / 255
+        return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous()                   # B 3 H W
+
     def scene(self, index: int) -> Scene:
         """Everything known of one scene."""
         return scene(self.split, self.seed, index, self.style)
@@ -148,8 +159,7 @@ class SceneSet:
         captions = [self.captions[i] for i in indices]
         image = features = None
         if self.features is None:
-            stack = np.stack([self.image(int(i)) for i in indices]).astype(np.float32) / 255
-            image = torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous()              # B 3 H W
+            image = self.images(indices)
         else:
             features = torch.from_numpy(np.ascontiguousarray(self.features[indices])).float()
         return Pairs(image, captions, tokenize(captions) if tokenize else None, torch.from_numpy(indices // 3), features)

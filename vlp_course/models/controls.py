@@ -19,7 +19,7 @@ class LinearImages(nn.Module):
 
     def __init__(self, dim: int = 128):
         super().__init__()
-        self.norm, self.project = nn.LayerNorm(768), nn.Linear(768, dim)
+        self.norm, self.project = nn.LayerNorm(768, elementwise_affine=False), nn.Linear(768, dim)
 
     def forward(self, features: Float[Tensor, "batch feature"]) -> Tokens:
         """Sixteen tokens, each on its own."""

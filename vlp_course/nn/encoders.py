@@ -151,7 +151,8 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, dim: int = 128, heads: int = 4, layers: int = 1, position_scale: float = 0.7):
         super().__init__()
-        self.norm_in, self.project = nn.LayerNorm(768), nn.Linear(768, dim)
+        self.norm_in = nn.LayerNorm(768, elementwise_affine=False)                    # scale and shift are the map's
+        self.project = nn.Linear(768, dim)
         self.position = nn.Parameter(position_scale * grid_positions(4, dim))
         self.blocks, self.norm = nn.ModuleList(Block(dim, heads) for _ in range(layers)), nn.LayerNorm(dim)
         self.pool = AttentionPool(dim, heads)

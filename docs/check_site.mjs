@@ -72,6 +72,12 @@ async function look(context, base, path) {
     if (!good) say(`figure does not load: ${src.slice(0, 200)}`);
     if (!alt) say(`figure without alternative text: ${src.slice(0, 200)}`);
   }
+  if (path.startsWith("nbs/")) {
+    const own = path.replace(/html$/, "ipynb"), launch = found.links.filter((l) => /colab|binder/.test(new URL(l).hostname));
+    if (!found.links.includes(`${base}_sources/${own}`)) say("no button downloads the notebook");
+    for (const l of launch) if (!decodeURIComponent(l).endsWith(own)) say(`a launch button leads elsewhere: ${l}`);
+    if (process.env.REPOSITORY && launch.length < 2) say("Colab's or Binder's button is missing");
+  }
   await page.setViewportSize({ width: 390, height: 844 });
   await page.waitForTimeout(100);
   const width = await page.evaluate(() => document.scrollingElement.scrollWidth);
@@ -93,8 +99,9 @@ function checkLinks(base, pages) {
 async function searchAndTheme(context, base) {
   const page = await context.newPage();
   await page.goto(`${base}search.html?q=InfoNCE`, { waitUntil: "load" });
-  const hit = page.locator("#search-results li a").first();
-  await hit.waitFor({ timeout: 15000 }).catch(() => problems.push('search finds nothing for "InfoNCE"'));
+  await page.locator("#search-results li a").first().waitFor({ timeout: 15000 })
+    .catch(() => problems.push('search finds nothing for "InfoNCE"'));
+  await page.waitForTimeout(2000);                                    // results come one by one
   const hits = await page.locator("#search-results li a").count();
   await page.goto(`${base}index.html`, { waitUntil: "load" });
   const theme = () => page.evaluate(() => [document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor].join(" "));

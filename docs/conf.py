@@ -20,7 +20,7 @@ def origin() -> str:
     return f"https://github.com/{found[1]}" if found else ""
 
 
-# Where the notebooks can be opened (Colab and Binder buttons): $REPOSITORY, settings.ini's git_url, or the clone's origin.
+# Where notebooks can be opened (Colab, Binder buttons): $REPOSITORY, settings.ini's git_url, or the clone's origin.
 REPOSITORY = os.environ.get("REPOSITORY") or settings.get("git_url") or origin()
 
 project = settings["lib_name"]
@@ -55,14 +55,14 @@ html_css_files = ["course.css"]
 html_js_files = ["course.js"]
 html_sourcelink_suffix = ""
 html_copy_source = True
-html_last_updated_fmt = ""
 mathjax_path = "tex-svg.js"
 html_use_index = html_domain_indices = False
 html_favicon = "_static/mark.svg"
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_persistent": [],                    # else there are two search boxes
-    "logo": {"image_light": "_static/mark.svg", "image_dark": "_static/mark.svg", "text": "vlp_course", "alt_text": "vlp_course: home"},
+    "logo": {"image_light": "_static/mark.svg", "image_dark": "_static/mark.svg", "text": "vlp_course",
+             "alt_text": "vlp_course: home"},
     "pygments_light_style": "github-light", "pygments_dark_style": "github-dark",
     "show_navbar_depth": 1,
     "show_toc_level": 1,

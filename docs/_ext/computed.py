@@ -1,4 +1,4 @@
-"""What pages show of results/ and of the library, computed when the site is built: `{{ name }}` in a page is replaced."""
+"""What pages show of results/ and of the library, computed when the site is built, for `{{ name }}` in a page."""
 import functools, json, sys
 from pathlib import Path
 
@@ -9,15 +9,17 @@ from ledger import claims, own_verdicts, title_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
-INDEX_COLUMNS = ("row", "seeds", "CPU-s", "steps", "R@1", "Twemoji", "OpenMoji", "new nouns", "relation", "group", "pointing")
-BUDGETS = {"quick": "Quick budget: about a minute of one CPU core", "full": "Full budget: about five minutes of one core",
-           "untrained": "Without training"}
+INDEX_COLUMNS = ("row", "seeds", "CPU-s", "steps", "R@1", "Twemoji", "OpenMoji", "new nouns", "relation", "group",
+                 "pointing")
+BUDGETS = {"quick": "Quick budget: about a minute of one CPU core",
+           "full": "Full budget: about five minutes of one core", "untrained": "Without training"}
 
 
 def table(lines: list[list[str]], left: int = 1) -> str:
     """Rows of cells as a Markdown table; the first `left` columns are words, the others numbers."""
     rule = ["---"] * left + ["--:"] * (len(lines[0]) - left)
-    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in [lines[0], rule, *lines[1:]])
+    rows = ([str(cell).replace("|", "\\|") for cell in line] for line in [lines[0], rule, *lines[1:]])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 @functools.cache
@@ -69,8 +71,8 @@ def other_board(board: str) -> str:
 def boards() -> str:
     """All boards that hold results."""
     from vlp_course import lab
-    text = ["## Scenes", "The columns are explained in {doc}`nbs/3_fusion/10d_evaluation`; what separates the rows stands in "
-            "{doc}`nbs/3_fusion/11c_controls`."]
+    text = ["## Scenes", "The columns are explained in {doc}`nbs/3_fusion/10d_evaluation`; what separates the rows "
+            "stands in {doc}`nbs/3_fusion/11c_controls`."]
     quick = results("scenes", "quick")
     text += [f"### {BUDGETS['quick']}", scenes_board("quick")]
     text += [draw_board(quick, lab, chance()), "### The way there", draw_curves(quick, lab)] if quick else []
@@ -95,15 +97,16 @@ def times() -> str:
         name = nb.relative_to(ROOT).as_posix()
         lines.append([f"[{title_of(nb)}]({name})", f"{known[name]:.0f}" if name in known else "not recorded"])
     lines.append(["**All that are recorded, one after the other**", f"**{sum(known.values()):.0f}**"])
-    where = (f"Recorded on {machine['cores']} cores ({machine['processor']}), {machine['at_once']} notebooks at once with "
-             f"{machine['threads_each']} thread each, Python {machine['python']}, torch {machine['torch']}.")
+    where = (f"Recorded on {machine['cores']} cores ({machine['processor']}), {machine['at_once']} notebooks at once "
+             f"with {machine['threads_each']} thread each, Python {machine['python']}, torch {machine['torch']}.")
     return f"{where}\n\n{table(lines)}"
 
 
 def assets() -> str:
     """The pinned files that the library fetches."""
     from vlp_course.data.assets import ASSETS
-    return table([["what", "package", "licence", "MB"], *([a.use, f"`{a.spec}`", a.licence, f"{a.mb:g}"] for a in ASSETS.values())], 3)
+    rows = [[a.use, f"`{a.spec}`", a.licence, f"{a.mb:g}"] for a in ASSETS.values()]
+    return table([["what", "package", "licence", "MB"], *rows], 3)
 
 
 def parts() -> str:
@@ -112,14 +115,16 @@ def parts() -> str:
     for folder in sorted(p for p in (ROOT / "nbs").glob("[0-9]_*") if any(p.glob("*.ipynb"))):
         number, name = folder.name.split("_", 1)
         entries = [f"nbs/{folder.name}/{nb.stem}" for nb in sorted(folder.glob("*.ipynb"))]
-        text.append("\n".join(["```{toctree}", ":hidden:", f":caption: {number} · {name.capitalize()}", "", *entries, "```"]))
+        head = ["```{toctree}", ":hidden:", f":caption: {number} · {name.capitalize()}", ""]
+        text.append("\n".join([*head, *entries, "```"]))
     return "\n\n".join(text)
 
 
 def glossary() -> str:
     """The lines `English | Chinese | meaning` of docs/glossary.txt as a glossary that search and links know."""
-    entries = [line.split(" | ") for line in (ROOT / "docs/glossary.txt").read_text(encoding="utf-8").splitlines()]
-    return "\n".join(["```{glossary}", *(f"{english}\n{chinese}\n  {meaning}\n" for english, chinese, meaning in entries), "```"])
+    lines = (ROOT / "docs/glossary.txt").read_text(encoding="utf-8").splitlines()
+    entries = ("{}\n{}\n  {}\n".format(*line.split(" | ")) for line in lines)
+    return "\n".join(["```{glossary}", *entries, "```"])
 
 
 def fill(app, config) -> None:

@@ -1,4 +1,4 @@
-"""The figures of the leaderboard page, drawn from results/ in the course's style, once for light and once for dark pages."""
+"""The figures of the leaderboard page, drawn from results/ in the course's style, for light and for dark pages."""
 from pathlib import Path
 
 import matplotlib
@@ -40,7 +40,8 @@ def draw_board(results: list[dict], lab, chance: dict[str, float]) -> str:
     rows = titles(results, lab)
 
     def draw():
-        figure, axes = plt.subplots(1, len(SHOWN), figsize=(10, 0.9 + 0.34 * len(rows)), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(1, len(SHOWN), figsize=(10, 0.9 + 0.34 * len(rows)), sharey=True,
+                                    layout="constrained")
         for ax, column in zip(axes, SHOWN):
             key = lab.COLUMNS[column]
             for y, name in enumerate(rows):
@@ -56,7 +57,7 @@ def draw_board(results: list[dict], lab, chance: dict[str, float]) -> str:
         return figure
     words = [f"{title}: R@1 {lab.cell([r['metrics'][lab.COLUMNS['R@1']] for r in results if r['row'] == name])}"
              for name, title in rows.items()]
-    alt = f"Six panels, one a column of the table, one line a row; dots with 95 percent intervals, chance dotted. {', '.join(words)}"
+    alt = f"Six panels, one a column of the table; a dot with its 95 percent interval for each row. {', '.join(words)}"
     return both("board", alt, draw) + "\n\n*Means with 95 % intervals over seeds; the dotted line is chance. Percent.*"
 
 
@@ -78,6 +79,6 @@ def draw_curves(results: list[dict], lab) -> str:
         axes[1].legend()
         return figure
     alt = f"Falling loss curves of {', '.join(rows.values())}, over steps on the left and over CPU-seconds on the right"
-    note = ("*The loss of the first recorded seed of each row, divided by its first value. A lower curve is no better model where the "
-            "batches differ: those with siblings are a harder quiz.*")
+    note = ("*The loss of the first recorded seed of each row, divided by its first value. A lower curve is no better "
+            "model where the batches differ: those with siblings are a harder quiz.*")
     return f"{both('curves', alt, draw)}\n\n{note}"

@@ -1,4 +1,4 @@
-"""The claims ledger: the claims of docs/claims.toml and the verdicts that notebooks print, read from their stored outputs."""
+"""The claims ledger: the claims of docs/claims.toml, and the verdicts in the stored outputs of the notebooks."""
 import json, re, tomllib
 from pathlib import Path
 
@@ -18,7 +18,8 @@ def cells_of(path: Path) -> list[tuple[str, str, str]]:
     """(kind, source, printed text) of every cell."""
     found = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        printed = "".join("".join(out.get("text", "")) for out in cell.get("outputs", []) if out["output_type"] == "stream")
+        streams = (out for out in cell.get("outputs", []) if out["output_type"] == "stream")
+        printed = "".join("".join(out["text"]) for out in streams)
         found.append((cell["cell_type"], "".join(cell["source"]), printed))
     return found
 
@@ -63,7 +64,8 @@ def status(claim: dict) -> str:
         for path in paths:
             lines = [line.split(":", 1)[-1] for p, line in said if p == path] or \
                     [line.split(":", 1)[-1] for line in verdict_of(path)[1] if line.lower().startswith("verdict")]
-            parts += [f"**{line.strip()}** ([{title_of(path)}]({link(path)}))" for line in lines or ["see the notebook"]]
+            where = f"[{title_of(path)}]({link(path)})"
+            parts += [f"**{line.strip()}** ({where})" for line in lines or ["see the notebook"]]
         missing += [number] * (not paths)
     if not parts:
         return "not yet tested"
@@ -75,7 +77,8 @@ def claims() -> str:
     stored = tomllib.loads((ROOT / "docs/claims.toml").read_text(encoding="utf-8"))["claim"]
     rows = [f"| {c['number']} | {c['part']} | {c['text']} | {status(c)} |" for c in stored]
     done = sum(status(claim) != "not yet tested" for claim in stored)
-    return "\n".join([f"{done} of {len(stored)} have been put to the test so far.", "", "| | part | claim | status |", "|--:|---|---|---|", *rows])
+    said = f"{done} of {len(stored)} have been put to the test so far."
+    return "\n".join([said, "", "| | part | claim | status |", "|--:|---|---|---|", *rows])
 
 
 def own_verdicts() -> str:
@@ -85,5 +88,5 @@ def own_verdicts() -> str:
         claim, lines = verdict_of(path)
         if lines:
             about = [f"*{claim}*"] if claim else []
-            text += ["\n\n".join([f"### [{title_of(path)}]({link(path)})", *about, "```text\n" + "\n".join(lines) + "\n```"])]
+            text += [f"### [{title_of(path)}]({link(path)})", *about, "\n".join(["```text", *lines, "```"])]
     return "\n\n".join(text)

@@ -1,4 +1,4 @@
-"""Notebooks as the site shows them: `#|` lines become marks beside a cell, the words below a figure its alternative text."""
+"""Notebooks as the site shows them: `#|` lines become marks, the words below a figure its alternative text."""
 import json, re, shutil
 from pathlib import Path, PurePosixPath
 
@@ -6,9 +6,10 @@ from sphinx.util import logging
 
 NBS = Path(__file__).resolve().parents[2] / "nbs"
 MARK = re.compile(r"#\|\s*(\w+):?\s*(.*?)\s*$")
-DESCRIBED = re.compile(r"\*(?!\*)(.+?)(?<!\*)\*(?!\*)(?=\s|$)", re.S)          # an emphasised text at the start of a cell
+DESCRIBED = re.compile(r"\*(?!\*)(.+?)(?<!\*)\*(?!\*)(?=\s|$)", re.S)     # emphasised text that starts a cell
 LEAVE = re.compile(r"(```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\[[^\]]*\]\([^)]*\))", re.S)
-MENTION = re.compile(r"(?<=[Nn]otebook )\d\d[a-z]?\d?\b|(?<=[Nn]otebooks )\d\d[a-z]?\d?\b(?:(?:, | and | to )\d\d[a-z]?\d?\b)*")
+NUMBER = r"\d\d[a-z]?\d?\b"
+MENTION = re.compile(rf"(?<=[Nn]otebook ){NUMBER}|(?<=[Nn]otebooks ){NUMBER}(?:(?:, | and | to ){NUMBER})*")
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +27,7 @@ def linked(text: str, known: dict[str, str], own: str) -> str:
         path = known.get(number[0])
         return number[0] if path in (None, own) else f"[{number[0]}](../{path})"
     parts = LEAVE.split(text)
-    parts[::2] = [MENTION.sub(lambda m: re.sub(r"\d\d[a-z]?\d?", link, m[0]), part) for part in parts[::2]]
+    parts[::2] = [MENTION.sub(lambda m: re.sub(NUMBER, link, m[0]), part) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -48,11 +49,14 @@ def dress(cell: dict, marks: dict[str, str], exercises: set[str]) -> None:
     """Tags of a code cell: what it is, what folds and what the fold is called."""
     tags, kind = [], next((k for k in ("export", "test", "solution", "starter", "setup") if k in marks), "")
     name = marks.get(kind, "")
+    if kind == "test":
+        cell["outputs"] = []                                    # a test that passes has nothing to show
     if marks.get("echo") == "false":
         tags.append("remove-input")
     if kind:
         tags.append(kind)
-    fold = {"solution": "Solution", "test": "Its test" if name in exercises else f"Test: {name.replace('_', ' ')}"}.get(kind)
+    fold = {"solution": "Solution", "test": "Its test" if name in exercises else f"Test: {name.replace('_', ' ')}"}
+    fold = fold.get(kind)
     if not kind and imports_only(cell["source"]):
         fold = "Imports"
     if fold:

@@ -1,4 +1,4 @@
-"""Names works that a notebook's "Further reading" cites with a year and that docs/references.bib lacks. It informs, it does not fail."""
+"""Names works that a notebook's "Further reading" cites with a year and docs/references.bib lacks; nothing fails."""
 import json, re
 from pathlib import Path
 

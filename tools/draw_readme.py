@@ -1,8 +1,8 @@
-"""Write what the README shows from recorded results and trained models, so that no number in it is typed.
+"""Write what the README shows from recorded results, so that no number in it is typed.
 
-    python tools/draw_readme.py            # the board between the <!-- board --> lines, from results/
+    python tools/draw_readme.py            # the boards between the <!-- board --> and <!-- emoji --> lines
     python tools/draw_readme.py --check    # writes nothing, exits 1 if the README differs from results/
-    python tools/draw_readme.py --picture runs/clip-s0 runs/clip-random-batches-s0   # docs/images/found.png
+    python tools/draw_readme.py --picture  # docs/images/found.png, from the samples stored with the results
 """
 import argparse, sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs/images/found.png"
 COLUMNS = ("row", "seeds", "CPU-s", "steps", "R@1", "Twemoji", "OpenMoji", "new nouns", "relation", "group", "pointing")
-QUERIES = (0, 13, 24, 37)
+SHOWN = 4      # captions in the picture
 
 
 def board() -> str:
@@ -25,34 +25,52 @@ def board() -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def emoji() -> str:
+    """The emoji board as a Markdown table, and its paired comparison."""
+    from vlp_course import emoji_board, lab
+    results = lab.read_results(ROOT / "results", "emoji", "quick")
+    columns = {"R@1": "seen/r1", "R@5": "seen/r5", "R@1, unseen style": "unseen/r1", "R@5, unseen style": "unseen/r5"}
+    lines = ["| row | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
+    for row in emoji_board.ROWS:
+        runs = [r for r in results if r["row"] == row.name]
+        cells = [lab.cell([r["metrics"][c] for r in runs]) for c in columns.values()]
+        lines.append(f"| {row.title} | {' | '.join(cells)} |")
+    parts = (emoji_board.SEEN, (emoji_board.UNSEEN,))
+    gains = [emoji_board.compare(results, "clip", "linear", styles) for styles in parts]
+    said = ["{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * v for v in gain)) for gain in gains]
+    return "\n".join(lines) + ("\n\nR@1 of the CLIP heads with memory against the linear baseline, paired bootstrap: "
+                               f"{said[0]}; in the unseen style {said[1]}.")
+
+
 def readme() -> str:
-    """The README with the board of today's results."""
-    before, _, rest = README.read_text().partition("<!-- board -->\n")
-    _, _, after = rest.partition("<!-- end of board -->")
-    return f"{before}<!-- board -->\n{board()}\n<!-- end of board -->{after}"
+    """The README with the boards of today's results."""
+    text = README.read_text()
+    for name, made in (("board", board()), ("emoji", emoji())):
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        _, _, after = rest.partition(f"<!-- end of {name} -->")
+        text = f"{before}<!-- {name} -->\n{made}\n<!-- end of {name} -->{after}"
+    return text
 
 
-def picture(families: Path, random: Path) -> None:
-    """Some captions, and what the two models find for them; the right picture is framed."""
-    import numpy as np
+def picture() -> None:
+    """Some captions, and what two rows found for them with seed 0; the right picture is framed."""
     from PIL import Image, ImageDraw, ImageFont
-    from vlp_course import course, lab
+    from vlp_course import lab
     from vlp_course.evaluate import test_set
-    scenes, font = test_set("seen"), ImageFont.load_default(15)
-    models = (("families in the batch", "clip", families), ("random batches", "clip-random-batches", random))
-    found = [(title, course.found_pictures(lab.load_row(name, folder), list(QUERIES))) for title, name, folder in models]  # noqa: E501
-    canvas = Image.new("RGB", (1010, len(QUERIES) * 320), "white")
+    scenes, font = test_set("seen", pixels=True), ImageFont.load_default(15)
+    runs = {r["row"]: r["samples"] for r in lab.read_results(ROOT / "results", budget="quick") if r["seed"] == 0}
+    models = (("families in the batch", runs["clip"]), ("random batches", runs["clip-random-batches"]))
+    canvas = Image.new("RGB", (1010, SHOWN * 320), "white")
     draw = ImageDraw.Draw(canvas)
-    for k, query in enumerate(QUERIES):
+    for k, query in enumerate(lab.QUERIES[:SHOWN]):
         top = 320 * k
         draw.text((10, top + 6), scenes.captions[query], fill="black", font=font)
-        for m, (title, rows) in enumerate(found):
+        for m, (title, rows) in enumerate(models):
             draw.text((10, top + 32 + 144 * m + 56), title, fill=(90, 90, 90), font=font)
             for j, i in enumerate(rows[k]):
                 x, y = 220 + 156 * j, top + 32 + 144 * m
-                colour = (42, 157, 92) if i == query else (225, 225, 225)
-                draw.rectangle((x - 5, y - 5, x + 132, y + 132), fill=colour)
-                canvas.paste(Image.fromarray(np.asarray(scenes.image(i))), (x, y))
+                draw.rectangle((x - 5, y - 5, x + 132, y + 132), fill=(42, 157, 92) if i == query else (225, 225, 225))
+                canvas.paste(Image.fromarray(scenes.image(i)), (x, y))
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     canvas.quantize(128).save(PICTURE, optimize=True)
 
@@ -60,13 +78,13 @@ def picture(families: Path, random: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--picture", nargs=2, type=Path, metavar=("FAMILIES", "RANDOM"))
+    parser.add_argument("--picture", action="store_true")
     options = parser.parse_args()
     if options.picture:
-        picture(*options.picture)
+        picture()
     elif options.check:
         same = readme() == README.read_text()
-        sys.exit(0 if same else "README.md: its board is not that of results/: run tools/draw_readme.py")
+        sys.exit(0 if same else "README.md: its boards are not those of results/: run tools/draw_readme.py")
     else:
         README.write_text(readme())
 

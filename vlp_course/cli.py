@@ -55,12 +55,13 @@ def data_prepare() -> None:
 def data_show(out: Annotated[Path, typer.Option(help="Where to write the picture.")] = Path("scenes.png"),
               split: Annotated[str, typer.Option(help="train, test, nouns, combinations or templates.")] = "train",
               style: Annotated[str, typer.Option(help="noto, twemoji or openmoji.")] = "noto",
-              families: Annotated[int, typer.Option(min=1, max=40, help="How many, three scenes each.")] = 8) -> None:
+              families: Annotated[int, typer.Option(min=1, max=40, help="How many, three scenes each.")] = 8,
+              seed: Annotated[int, typer.Option(help="Which world of scenes; the course's own is 0.")] = 0) -> None:
     """Draw some families of scenes into one picture and print their captions."""
     import numpy as np
     from PIL import Image
     from vlp_course.data.pairs import SceneSet
-    scenes = SceneSet(split, 3 * families, style=style)
+    scenes = SceneSet(split, 3 * families, seed, style)
     rows = [np.concatenate([scenes.image(3 * f + k) for k in range(3)], 1) for f in range(families)]
     Image.fromarray(np.concatenate(rows)).save(out)
     for i, caption in enumerate(scenes.captions):

@@ -64,6 +64,8 @@ def test_show_draws(setup_e5b47357):
         again = Path(folder) / "b.png"
         vlp("data", "show", "--out", again, "--families", 2, "--split", "test")
         assert out.read_bytes() == again.read_bytes()
+        vlp("data", "show", "--out", again, "--families", 2, "--split", "test", "--seed", 1)
+        assert out.read_bytes() != again.read_bytes()
 
 
 @pytest.mark.nb("nbs/6_lab/33_cli.ipynb", "16356590")

@@ -29,7 +29,7 @@ copyright = f"{author}. Code: Apache-2.0"
 version = release = re.search(r'"(.+)"', (ROOT / "vlp_course/__init__.py").read_text())[1]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx.ext.mathjax",
-              "sphinxcontrib.bibtex", "sphinx_copybutton", "sphinx_design", "notebooks", "computed", "apidocs", "works"]
+              "sphinxcontrib.bibtex", "sphinx_copybutton", "sphinx_design", "notebooks", "computed", "apidocs"]
 exclude_patterns = ["_build", "node_modules", "README.md", "**/.ipynb_checkpoints"]
 suppress_warnings = ["myst.header"]             # some notebooks step from a title to a third level
 

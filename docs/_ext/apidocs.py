@@ -53,7 +53,7 @@ def plain(lines: list[str]) -> list[str]:
 
 def describe(app, what, name, obj, options, lines) -> None:
     """Adds a field for each argument with a comment; to a module, the notebook that it is written in."""
-    lines[:] = plain(lines)
+    lines[:] = [] if lines and lines[0].startswith("Alias for field number") else plain(lines)
     if what == "module" and (file := getattr(obj, "__file__", "")):
         found = SOURCE.search(Path(file).read_text(encoding="utf-8"))
         lines += ["", f"Written in the notebook :doc:`/{found[1]}`."] if found else []

@@ -30,7 +30,7 @@ def both(name: str, alt: str, draw) -> str:
 
 def titles(results: list[dict], lab) -> dict[str, str]:
     """Row -> title, in the order of the board, for rows with results."""
-    known = {row.name: row.title for row in lab.ROWS}
+    known = {row.name: row.title for row in lab.board_rows()}
     names = dict.fromkeys([*known, *(r["row"] for r in results)])
     return {name: known.get(name, name) for name in names if any(r["row"] == name for r in results)}
 

@@ -1,0 +1,97 @@
+"""The leaderboard page and the board of the first page, from results/."""
+import functools, sys
+from pathlib import Path
+
+import numpy as np
+from figures import draw_board, draw_curves
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results"
+INDEX_COLUMNS = ("row", "seeds", "CPU-s", "R@1", "Twemoji", "OpenMoji", "new nouns", "relation", "group",
+                 "pointing")
+BUDGETS = {"quick": "Quick budget: about a minute of one CPU core",
+           "full": "Full budget: about five minutes of one core", "untrained": "Without training"}
+
+
+def table(lines: list[list[str]], left: int = 1) -> str:
+    """Rows of cells as a Markdown table; the first `left` columns are words, the others numbers."""
+    rule = ["---"] * left + ["--:"] * (len(lines[0]) - left)
+    rows = ([str(cell).replace("|", "\\|") for cell in line] for line in [lines[0], rule, *lines[1:]])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+@functools.cache
+def chance() -> dict[str, float]:
+    """What guessing scores on the scenes; nothing where the data for it cannot be had."""
+    from vlp_course import lab
+    from vlp_course.data.assets import AssetError
+    try:
+        return lab.chance()
+    except AssetError as error:
+        print(f"site: no row of chance levels: {error}", file=sys.stderr)
+        return {}
+
+
+def results(board: str, budget: str | None = None) -> list[dict]:
+    from vlp_course import lab
+    return lab.read_results(RESULTS, board, budget)
+
+
+def scenes_table(found: list[dict], columns) -> str:
+    """Columns of the scenes board as lab.table makes it, with what guessing scores at the end."""
+    from vlp_course import lab
+    if not found:
+        return ":::{note}\nNo results of this budget are recorded: `vlp pretrain clip --seed 0` makes the first.\n:::"
+    lines = lab.table(found)
+    guess = {name: lab.cell([chance()[key]]) for name, key in lab.COLUMNS.items() if chance()}
+    if any(name in guess for name in columns):
+        lines.append(["Chance", *(guess.get(name, "") for name in lines[0][1:])])
+    keep = [lines[0].index(name) for name in columns]
+    return table([[line[i] for i in keep] for line in lines])
+
+
+def scenes_board(found: list[dict]) -> str:
+    """All columns in three tables, so that each fits on a page."""
+    from vlp_course import lab
+    sets = [name for name, key in lab.COLUMNS.items() if key.endswith("/r1")]
+    return "\n\n".join([
+        "**Retrieval**: R@1 both ways, also in drawing styles, with nouns, combinations and templates never trained",
+        scenes_table(found, ["row", "seeds", *sets]),
+        "**Understanding**: the true caption against one that is wrong in one place, the group score, pointing",
+        scenes_table(found, ["row", *(name for name in lab.COLUMNS if name not in sets)]),
+        "**Cost**: of one seed, on one thread", scenes_table(found, ["row", "CPU-s", "steps", "params"])])
+
+
+def other_board(board: str) -> str:
+    """Any other board: one line a row, and the metrics with names of two words (`seen/r1`), best row first."""
+    from vlp_course import lab
+    found = results(board, "quick")
+    if set(lab.COLUMNS.values()) <= found[0]["metrics"].keys():
+        return scenes_board(found)
+    names = [name for name in found[0]["metrics"] if name.count("/") <= 1]
+    lines = []
+    for row in dict.fromkeys(r["row"] for r in found):
+        runs = [r for r in found if r["row"] == row]
+        cells = [lab.cell([r["metrics"][n] for r in runs if n in r["metrics"]]) for n in names]
+        cost = [str(len(runs)), f"{np.mean([r['cpu_s'] for r in runs]):.1f}", f"{runs[0]['params'] / 1e6:.2f} M"]
+        lines.append([runs[0]["config"].get("title", row), *cost, *cells])
+    lines.sort(key=lambda line: -float(line[4].split()[0].replace("-", "0")))
+    heads = [n.replace("/r", " R@").replace("/mrr", " MRR").replace("/", " ") for n in names]
+    return table([["row", "splits", "CPU-s", "params", *heads], *lines])
+
+
+def boards() -> str:
+    """All boards that hold results."""
+    from vlp_course import lab
+    text = ["## Scenes", "The columns are explained in {doc}`nbs/3_fusion/10d_evaluation`; what separates the rows "
+            "stands in {doc}`nbs/3_fusion/11c_controls`."]
+    quick = results("scenes", "quick")
+    text += [f"### {BUDGETS['quick']}", scenes_board(quick) if quick else scenes_table([], [])]
+    text += [draw_board(quick, lab, chance()), "### The way there", draw_curves(quick, lab)] if quick else []
+    for budget in [b for b in BUDGETS if b != "quick" and results("scenes", b)]:
+        text += [f"### {BUDGETS[budget]}", scenes_board(results("scenes", budget))]
+    for folder in sorted(p for p in RESULTS.glob("*/") if p.name != "scenes" and results(p.name, "quick")):
+        books = [f"Made and explained in {{doc}}`{nb.relative_to(ROOT).with_suffix('').as_posix()}`."
+                 for nb in (ROOT / "nbs").glob(f"*/*_{folder.name.replace('-', '_')}_board.ipynb")]
+        text += [f"## {folder.name.replace('-', ' ').capitalize()}", *books, other_board(folder.name)]
+    return "\n\n".join(text)

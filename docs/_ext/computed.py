@@ -15,11 +15,12 @@ def times() -> str:
         return ":::{note}\nNo times are recorded: `make notebooks` runs all notebooks and writes them.\n:::"
     stored = json.loads(path.read_text())
     known, machine = stored["seconds"], stored["machine"]
-    lines = [["notebook", "seconds"]]
+    lines, total = [["notebook", "seconds"]], 0
     for nb in sorted((ROOT / "nbs").glob("*/*.ipynb")):
         name = nb.relative_to(ROOT).as_posix()
+        total += known.get(name, 0)
         lines.append([f"[{title_of(nb)}]({name})", f"{known[name]:.0f}" if name in known else "not recorded"])
-    lines.append(["**All that are recorded, one after the other**", f"**{sum(known.values()):.0f}**"])
+    lines.append(["**All that are recorded, one after the other**", f"**{total:.0f}**"])
     where = (f"Recorded on {machine['cores']} cores ({machine['processor']}), {machine['at_once']} notebooks at once "
              f"with {machine['threads_each']} thread each, Python {machine['python']}, torch {machine['torch']}.")
     return f"{where}\n\n{table(lines)}"

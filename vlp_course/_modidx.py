@@ -244,6 +244,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vlp_course.lab.chance': ('6_lab/leaderboard.html#chance', 'vlp_course/lab.py'),
                                 'vlp_course.lab.check': ('6_lab/leaderboard.html#check', 'vlp_course/lab.py'),
                                 'vlp_course.lab.compare': ('6_lab/leaderboard.html#compare', 'vlp_course/lab.py'),
+                                'vlp_course.lab.html_table': ('6_lab/leaderboard.html#html_table', 'vlp_course/lab.py'),
                                 'vlp_course.lab.read_results': ('6_lab/leaderboard.html#read_results', 'vlp_course/lab.py'),
                                 'vlp_course.lab.result_path': ('6_lab/leaderboard.html#result_path', 'vlp_course/lab.py'),
                                 'vlp_course.lab.save_json': ('6_lab/leaderboard.html#save_json', 'vlp_course/lab.py'),

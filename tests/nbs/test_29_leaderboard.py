@@ -13,7 +13,19 @@ from vlp_course.rows import Row
 from vlp_course.rows import build_model
 from vlp_course.rows import row_of
 from vlp_course.verdicts import band
-from vlp_course.lab import COLUMNS, cell, chance, check, compare, read_results, result_path, save_json, show, table
+from vlp_course.lab import (
+    COLUMNS,
+    cell,
+    chance,
+    check,
+    compare,
+    html_table,
+    read_results,
+    result_path,
+    save_json,
+    show,
+    table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +112,8 @@ def test_printed_table(setup_c24f0f81):
     with redirect_stdout(StringIO()) as text:
         show(table([made_up(seed=0), made_up(seed=1)]), "a board")
     assert "a board" in text.getvalue() and "CLIP" in text.getvalue() and "50.0 ± 0.0" in text.getvalue()
+    page = html_table([["row", "R@1"], ["A < B", "1"], ["C", "2"]], "a & b")
+    assert page.count("<tr>") == 3 and page.count("</td>") == 4 and "A &lt; B" in page and "a &amp; b" in page
 
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "b52b377a")

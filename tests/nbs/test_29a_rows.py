@@ -76,6 +76,14 @@ def test_prepared_once_for_all_rows():
     }
 
 
+@pytest.mark.nb("nbs/6_lab/29a_rows.ipynb", "df88a127")
+def test_pixel_rows_see_pixels():
+    data = train_set(Row("x", "X", "clip:build", 1, families=1.0, pixels=True, scenes=9))
+    assert data.features is None and data.batch([0, 5]).image.shape == (2, 3, 128, 128)
+    assert data.groups.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert len(set(train_set(Row("x", "X", "clip:build", 1, families=0.0, pixels=True, scenes=9)).groups)) == 9
+
+
 @pytest.mark.nb("nbs/6_lab/29a_rows.ipynb", "abaf36dc")
 def test_one_file_is_a_row():
     with tempfile.TemporaryDirectory() as folder:
@@ -100,14 +108,6 @@ def test_one_file_is_a_row():
     with pytest.raises(FileNotFoundError):
         row_of("nosuch/file.py")
     assert board_rows()[: len(ROWS)] == ROWS and all(row_of(row.name) == row for row in board_rows())
-
-
-@pytest.mark.nb("nbs/6_lab/29a_rows.ipynb", "df88a127")
-def test_pixel_rows_see_pixels():
-    data = train_set(Row("x", "X", "clip:build", 1, families=1.0, pixels=True, scenes=9))
-    assert data.features is None and data.batch([0, 5]).image.shape == (2, 3, 128, 128)
-    assert data.groups.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert len(set(train_set(Row("x", "X", "clip:build", 1, families=0.0, pixels=True, scenes=9)).groups)) == 9
 
 
 @pytest.mark.nb("nbs/6_lab/29a_rows.ipynb", "76de909a")

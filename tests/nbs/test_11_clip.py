@@ -138,6 +138,21 @@ def test_cosines_lie_between_minus_one_and_one(setup_2138f578):
     )
 
 
+@pytest.mark.nb("nbs/3_fusion/11_clip.ipynb", "2b945890")
+def test_cosines_and_loss_keep_32_bits_under_autocast(setup_2138f578):
+    step_of, tiny, tiny_batch = setup_2138f578
+    model, batch = tiny(), tiny_batch(tiny())
+    with torch.autocast("cpu", torch.bfloat16):
+        image, text = model.encode_image(batch), model.encode_text(batch.text)
+        loss = step_of(model, batch)
+    assert image.pooled.dtype == text.pooled.dtype == loss.dtype == torch.float32
+    assert torch.allclose(image.pooled.norm(dim=1), torch.ones(5), atol=1e-6)  # rounded to 8 bits they would not be
+    cosine = image.pooled @ text.pooled.T
+    assert torch.equal(loss, model.loss(cosine, same_captions(batch)))  # and no rounding afterwards
+    assert torch.allclose(loss, step_of(model, batch), rtol=0.05)
+    assert tiny().double().encode_text(batch.text).pooled.dtype == torch.float64
+
+
 @pytest.mark.nb("nbs/3_fusion/11_clip.ipynb", "92dc9c9f")
 def test_padding_changes_nothing(setup_2138f578):
     _, tiny, _ = setup_2138f578

@@ -37,7 +37,9 @@ class CLIP(nn.Module):
 
     @staticmethod
     def _joint(tokens: Tokens, project: nn.Linear) -> Tokens:
-        return Tokens(F.normalize(project(tokens.pooled), dim=-1), tokens.tokens, tokens.mask)
+        vector = project(tokens.pooled)
+        vector = vector.to(torch.promote_types(vector.dtype, torch.float32))              # 8 bits are too few for cosines
+        return Tokens(F.normalize(vector, dim=-1), tokens.tokens, tokens.mask)
 
     def similarity(self, image: Tokens, text: Tokens) -> Float[Tensor, "images texts"]:
         """Cosines of all pairs, in [-1, 1]."""
@@ -47,7 +49,8 @@ class CLIP(nn.Module):
         """The contrastive loss, in nats, over the batch of all processes."""
         image = gather_with_grad(self.encode_image(batch).pooled)                     # B D
         text = gather_with_grad(self.encode_text(batch.text).pooled)                  # B D
-        return Out({"itc": self.loss(image @ text.T, same_captions(batch))}, {})
+        with torch.autocast(image.device.type, enabled=False):                        # ... and for losses
+            return Out({"itc": self.loss(image @ text.T, same_captions(batch))}, {})
 
     def loss(self, cosine: Float[Tensor, "batch batch"], same: Bool[Tensor, "batch batch"]) -> Float[Tensor, ""]:
         """ITC on scaled cosines."""

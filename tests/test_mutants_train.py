@@ -39,15 +39,9 @@ TABLE = {
             "batch_indices": [(".copy()", ""), ("len(groups) // batch_size)", "len(groups) // batch_size + 1)")],
         },
     ),
-    "checkpoints": (
+    "seeds": (
         "10c2_checkpoints",
         {
-            "checkpoint_sha": [
-                ("{name} ", ""),
-                ("{tuple(value.shape)}", ""),
-                ("{value.dtype}", ""),
-                ("sorted(", "list("),
-            ],
             "random_state": [
                 ("math.nan if gauss is None else gauss", "math.nan"),
                 ("*rest]", "rest[0], 0, 0.0]"),
@@ -57,6 +51,17 @@ TABLE = {
                 ('set_rng_state(state["torch"].clone())', "get_rng_state()"),
                 ("int(has_gauss)", "0"),
                 ("None if math.isnan(gauss) else gauss", "None"),
+            ],
+        },
+    ),
+    "checkpoints": (
+        "10c2_checkpoints",
+        {
+            "checkpoint_sha": [
+                ("{name} ", ""),
+                ("{tuple(value.shape)}", ""),
+                ("{value.dtype}", ""),
+                ("sorted(", "list("),
             ],
             "_write": [("        os.fsync(file.fileno())\n", "")],
             "_sync_folder": [("    os.fsync(handle)\n", "")],

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoints import (TrainError, checkpoint_sha, clean, latest_checkpoint, load_checkpoint,
-                                    random_state, save_checkpoint, set_random_state)
+from .checkpoints import TrainError, checkpoint_sha, clean, latest_checkpoint, load_checkpoint, save_checkpoint
 from .recipe import Recipe, batch_indices, learning_rate
+from .seeds import random_state, set_random_state
 
 # %% ../nbs/3_fusion/10c_trainer.ipynb #af0ce004
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024      # bytes in a unit of getrusage's peak memory

@@ -16,15 +16,15 @@ from safetensors.torch import load
 from safetensors.torch import save
 from torch import nn
 from unittest.mock import patch
+from vlp_course.seeds import random_state
+from vlp_course.seeds import set_random_state
 from vlp_course.checkpoints import (
     TrainError,
     checkpoint_sha,
     clean,
     latest_checkpoint,
     load_checkpoint,
-    random_state,
     save_checkpoint,
-    set_random_state,
 )
 
 

@@ -25,6 +25,7 @@ setup(
     python_requires=f">={meta['min_python']},<{meta['max_python']}",
     classifiers=[f"Programming Language :: Python :: 3.{n}" for n in (11, 12, 13)],
     packages=find_packages(include=["vlp_course", "vlp_course.*"]),
+    package_data={"vlp_course": ["*.mplstyle"]},
     install_requires=lines("requirements"),
     extras_require={"dev": lines("dev_requirements")},
     entry_points={"console_scripts": lines("console_scripts")},

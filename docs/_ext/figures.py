@@ -20,7 +20,7 @@ def both(name: str, alt: str, draw) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     text = []
     for mode, extra in (("light", {"figure.facecolor": "none", "axes.facecolor": "none"}), ("dark", DARK)):
-        with plt.style.context([DOCS / "course.mplstyle", {**extra, "svg.hashsalt": name}]):
+        with plt.style.context(["vlp_course.figures", {"axes.grid": True, **extra, "svg.hashsalt": name}]):
             figure = draw()
             figure.savefig(folder / f"{name}-{mode}.svg", metadata={"Date": None})
             plt.close(figure)

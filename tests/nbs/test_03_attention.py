@@ -226,6 +226,9 @@ def test_a_blind_row_spoils_nothing():
     layer(x, mask=nothing).square().sum().backward()
     assert x.grad.isfinite().all() and (x.grad[0] == 0).all() and (x.grad[1] != 0).any()
     assert all(p.grad.isfinite().all() for p in layer.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x, mask=nothing)
+    torch.testing.assert_close(half.float(), layer(x, mask=nothing), rtol=0, atol=2e-2)
 
 
 @pytest.mark.nb("nbs/1_foundations/03_attention.ipynb", "b5aa32f0")

@@ -79,6 +79,9 @@ def test_masks_by_hand():
     scores = torch.tensor([[0.0, math.log(3), 7.0], [1.0, 2.0, 3.0]])
     found = masked_softmax(scores, torch.tensor([[True, True, False], [False, False, False]]))
     torch.testing.assert_close(found, torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.0, 0.0]]))
+    assert masked_softmax(torch.tensor([[-1e6, 0.0]]), torch.tensor([[True, False]])).tolist() == [
+        [1.0, 0.0]
+    ]  # however low the rest
 
 
 @pytest.mark.nb("nbs/1_foundations/03_attention.ipynb", "3b143e54")
@@ -104,12 +107,17 @@ def test_wrong_masks():
         masked_softmax(scores, torch.ones(4, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"shape \(2, 4, 1\): expected \(2 or 1, 4 or 1, 5\)"):
         masked_softmax(scores, torch.ones(2, 4, 1, dtype=torch.bool))
+    for wrong in ((3, 4, 5), (2, 3, 5), (2, 4, 5, 5), (5,)):
+        with pytest.raises(ValueError, match=r"expected \(2 or 1, 4 or 1, 5\)"):
+            masked_softmax(scores, torch.ones(wrong, dtype=torch.bool))
     with pytest.raises(ValueError, match="the mask holds torch.float32: expected torch.bool"):
         masked_softmax(scores, torch.zeros(2, 4, 5))
     with pytest.raises(ValueError, match="4 queries need at least as many keys, not 3"):
         causal_mask(4, 3)
     with pytest.raises(ValueError, match="lengths from 2 to 6 do not fit into 5 tokens"):
         padding_mask(torch.tensor([2, 6]), 5)
+    with pytest.raises(ValueError, match="lengths from -1 to 2 do not fit"):
+        padding_mask(torch.tensor([2, -1]), 5)
 
 
 @pytest.mark.nb("nbs/1_foundations/03_attention.ipynb", "3b8fc1ba")
@@ -119,6 +127,7 @@ def test_kernel_by_hand():
     x = torch.linspace(0, 5, 7)
     torch.testing.assert_close(kernel_weights(x, x, 1e6), torch.full((7, 7), 1 / 7))  # wide: average pooling
     torch.testing.assert_close(kernel_weights(x, x, 1e-3), torch.eye(7))  # narrow: the nearest point
+    assert (kernel_weights(x, x, 1.0, ~torch.eye(7, dtype=torch.bool)).diagonal() == 0).all()
     with pytest.raises(ValueError, match="width 0: a kernel needs a width above 0"):
         kernel_weights(x, x, 0.0)
 
@@ -191,6 +200,7 @@ def test_heads_equal_loops(setup_4ee19267):
         )
     torch.testing.assert_close(layer(x, keys, values, free)[1, 2], layer.out.bias)  # it saw nothing
     alone = MultiHeadAttention(15, 3, bias=False).double()
+    assert len(list(alone.parameters())) == 4
     torch.testing.assert_close(alone(x), slow_multi_head(alone, x), rtol=0, atol=1e-12)
     torch.testing.assert_close(alone(x), alone(x, x, x), rtol=0, atol=0)
     assert alone.weights(x).shape == (2, 3, 4, 4) and layer.weights(x, keys, free)[1, :, 2].sum() == 0
@@ -255,6 +265,8 @@ def test_cache_equals_the_whole():
 def test_misuse_of_heads_and_cache():
     with pytest.raises(ValueError, match="width 10 is not a multiple of 3 heads"):
         MultiHeadAttention(10, 3)
+    with pytest.raises(ValueError, match="width 12 is not a multiple of 0 heads"):
+        MultiHeadAttention(12, 0)
     layer, cache = MultiHeadAttention(12, 3), KeyValueCache()
     layer(torch.zeros(2, 5, 12), cache=cache)
     with pytest.raises(ValueError, match="the cache holds a batch of 2, not of 3"):
@@ -366,6 +378,10 @@ def test_positions_by_hand():
     torch.testing.assert_close(
         sinusoidal_positions(24, 128), sine_positions(24, 128), rtol=0, atol=1e-5
     )  # those of 10a
+    assert sinusoidal_positions(5001, 6)[5000, 2].item() == pytest.approx(
+        math.sin(5000 * 10000 ** (-1 / 3)), abs=1e-6
+    )  # far out, too
+    assert LearnedPositions(400, 12).table.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.nb("nbs/1_foundations/03_attention.ipynb", "3ea5b592")
@@ -386,6 +402,7 @@ def test_a_shift_is_a_rotation():
 def test_places_must_exist():
     x = torch.zeros(2, 3, 12)
     for places in (LearnedPositions(5, 12), SinusoidalPositions(5, 12)):
+        assert places(x.bfloat16()).dtype == torch.bfloat16
         assert places(x, start=2).equal(places.table[2:5].expand(2, 3, 12))
         assert torch.cat([places(x[:, :2]), places(x[:, 2:], start=2)], 1).equal(places(x))
         with pytest.raises(ValueError, match="tokens 3 to 5 need places that are not there: the table holds 0 to 4"):

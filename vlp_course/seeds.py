@@ -129,5 +129,6 @@ class Seeded(Dataset):
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
+        "Raises ValueError for what is no whole number from 0 up."
         _need_whole(epoch=epoch)
         self._epoch.fill_(epoch)

@@ -218,7 +218,7 @@ def test_a_stored_row_counts_its_hits(setup_644c9c76):
     assert result["config"]["validation_mrr"] == 0.5 and result["steps"] == 2 and result["params"] == 639_745
     for name, bits in result["hits"].items():
         assert len(bits) == 18 and bits.count("1") / 18 == pytest.approx(result["metrics"][f"{name}/r1"])
-    json.dumps(result)
+    assert json.loads(json.dumps(result))["hits"] == result["hits"]  # all of it is JSON
 
 
 @pytest.mark.nb("nbs/3_fusion/11d_emoji_board.ipynb", "2c43b2ad")

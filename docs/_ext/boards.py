@@ -34,7 +34,7 @@ def chance() -> dict[str, float]:
 
 def results(board: str, budget: str | None = None) -> list[dict]:
     from vlp_course import lab
-    return [r for r in lab.read_results(RESULTS, board) if budget in (None, r.get("budget"))]    # a report is no row
+    return lab.read_results(RESULTS, board, budget)
 
 
 def scenes_table(found: list[dict], columns) -> str:
@@ -90,7 +90,8 @@ def boards() -> str:
     text += [draw_board(quick, lab, chance()), "### The way there", draw_curves(quick, lab)] if quick else []
     for budget in [b for b in BUDGETS if b != "quick" and results("scenes", b)]:
         text += [f"### {BUDGETS[budget]}", scenes_board(results("scenes", budget))]
-    for folder in sorted(p for p in RESULTS.glob("*/") if p.name != "scenes" and results(p.name, "quick")):
+    others = (p for p in RESULTS.glob("*/") if p.name not in ("scenes", "robustness"))      # a report is no board
+    for folder in sorted(p for p in others if results(p.name, "quick")):
         books = [f"Made and explained in {{doc}}`{nb.relative_to(ROOT).with_suffix('').as_posix()}`."
                  for nb in (ROOT / "nbs").glob(f"*/*_{folder.name.replace('-', '_')}_board.ipynb")]
         text += [f"## {folder.name.replace('-', ' ').capitalize()}", *books, other_board(folder.name)]

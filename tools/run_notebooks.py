@@ -149,7 +149,7 @@ def main(args=None) -> int:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--write", dest="action", action="store_const", const="write", default="run")
     action.add_argument("--check", dest="action", action="store_const", const="check")
-    parser.add_argument("--timeout", type=int, default=180, help="seconds for one cell")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds for one cell")
     args = parser.parse_args(args)
     known = json.loads(TIMES.read_text())["seconds"] if TIMES.exists() else {}
     paths = [path.resolve() for path in args.notebooks or notebooks(ROOT / "nbs")]

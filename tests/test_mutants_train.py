@@ -54,6 +54,17 @@ TABLE = {
             ],
         },
     ),
+    "seeds/trainer": (                # the same module, seen by the trainer's tests
+        "10c_trainer",
+        {
+            "seed_everything": [("int(seed), int(rank)", "int(seed), 0"), ("int(seed), int(rank)", "0, int(rank)")],
+            "_seed": [
+                ("random.seed(python)", "0"),
+                ("torch.default_generator.manual_seed(torchs)", "0"),
+                ("manual_seed(own)", "manual_seed(torchs)"),
+            ],
+        },
+    ),
     "checkpoints": (
         "10c2_checkpoints",
         {
@@ -106,13 +117,6 @@ TABLE = {
                 ("gradient_accumulation_steps=recipe.accumulation", "gradient_accumulation_steps=1"),
                 ("mixed_precision=recipe.precision", 'mixed_precision="no"'),
             ],
-            "_seed_everything": [
-                ("(seed, rank)", "(seed, 0)"),
-                ("(seed, rank)", "(0, rank)"),
-                ("random.seed(python)", "0"),
-                ("torch.manual_seed(torchs)", "0"),
-                ("manual_seed(own)", "manual_seed(torchs)"),
-            ],
             "_merge": [
                 (".detach()", ""),
                 ("torch.cat(values)", "values[-1]"),
@@ -164,6 +168,6 @@ def notebook(module: str) -> Notebook:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("module, mutant", ROWS, ids=[f"{m}-{n}-{x.function}" for n, (m, x) in enumerate(ROWS)])
 def test_mutant_is_found(module, mutant):
-    with seeded(load(module), mutant):
+    with seeded(load(module.split("/")[0]), mutant):
         failed = notebook(module).failures(stop=True)
     assert failed, f"all tests of {TABLE[module][0]} pass although {module}.{mutant.function} says {mutant.put!r}"

@@ -540,7 +540,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vlp_course.train._merge': ('3_fusion/trainer.html#_merge', 'vlp_course/train.py'),
                                   'vlp_course.train._resume': ('3_fusion/trainer.html#_resume', 'vlp_course/train.py'),
                                   'vlp_course.train._save': ('3_fusion/trainer.html#_save', 'vlp_course/train.py'),
-                                  'vlp_course.train._seed_everything': ('3_fusion/trainer.html#_seed_everything', 'vlp_course/train.py'),
                                   'vlp_course.train._step': ('3_fusion/trainer.html#_step', 'vlp_course/train.py'),
                                   'vlp_course.train.fit': ('3_fusion/trainer.html#fit', 'vlp_course/train.py'),
                                   'vlp_course.train.param_groups': ('3_fusion/trainer.html#param_groups', 'vlp_course/train.py')},

@@ -43,12 +43,13 @@ def use_deterministic(on: bool = True) -> None:
 
 
 def seed_everything(seed: int | np.integer, rank: int = 0, device: str | torch.device = "cpu",
-                    deterministic: bool = True) -> torch.Generator:
+                    deterministic: bool | None = True) -> torch.Generator:
     """Fixes Python, NumPy, torch, all GPUs and (by torch) DataLoader workers; returns a generator for the run's own draws.
 
     Each process (`rank`) gets streams of its own. Raises ValueError for a seed that is no whole number from 0 up."""
     _need_whole(seed=seed, rank=rank)
-    use_deterministic(deterministic)
+    if deterministic is not None:                        # None: the caller has chosen the kernels
+        use_deterministic(deterministic)
     generator = _seed(np.random.SeedSequence((int(seed), int(rank))), device)
     torch.manual_seed(torch.initial_seed())              # GPUs that nobody has used yet are seeded when they wake
     return generator

@@ -6,7 +6,7 @@
 __all__ = ['RSS_UNIT', 'param_groups', 'Run', 'fit']
 
 # %% ../nbs/3_fusion/10c_trainer.ipynb #9916c362
-import hashlib, math, random, resource, sys, time
+import hashlib, math, resource, sys, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .checkpoints import TrainError, checkpoint_sha, clean, latest_checkpoint, load_checkpoint, save_checkpoint
 from .recipe import Recipe, batch_indices, learning_rate
-from .seeds import random_state, set_random_state
+from .seeds import random_state, seed_everything, set_random_state
 
 # %% ../nbs/3_fusion/10c_trainer.ipynb #af0ce004
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024      # bytes in a unit of getrusage's peak memory
@@ -42,13 +42,6 @@ def _accelerator(recipe: Recipe):
     if recipe.batch_size % (parts := recipe.accumulation * acc.num_processes):
         raise TrainError(f"Recipe: batch_size={recipe.batch_size} is no multiple of accumulation x processes = {parts}")
     return acc
-
-
-def _seed_everything(seed: int, rank: int, device: torch.device) -> torch.Generator:
-    "Seed Python, NumPy and torch, and return the run's own generator: four streams, others in every process."
-    python, numpy, torchs, own = (int(word) for word in np.random.SeedSequence((seed, rank)).generate_state(4))
-    random.seed(python), np.random.seed(numpy), torch.manual_seed(torchs)
-    return torch.Generator(device).manual_seed(own)
 
 # %% ../nbs/3_fusion/10c_trainer.ipynb #afb25728
 def _merge(parts: list[dict], acc) -> dict:
@@ -122,7 +115,7 @@ def fit(model: nn.Module, data, recipe: Recipe, out: Path | str | None = None, s
     TrainError: no GPU, a batch that does not split, a loss that is not finite, a checkpoint that does not fit.
     """
     acc, run = _accelerator(recipe), Run(model)
-    generator = _seed_everything(recipe.seed, acc.process_index, acc.device)
+    generator = seed_everything(recipe.seed, acc.process_index, acc.device, deterministic=None)
     optimizer = torch.optim.AdamW(param_groups(model, recipe.weight_decay), betas=recipe.betas, fused=True)
     net, optimizer = acc.prepare(model.train(), optimizer)
     digest = hashlib.sha256(data.groups.tobytes()).hexdigest()[:16] + (data.digest() if hasattr(data, "digest") else "")

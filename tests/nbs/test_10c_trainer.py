@@ -1,5 +1,6 @@
 """Generated from nbs/3_fusion/10c_trainer.ipynb by tools/make_tests.py: edit the notebook, not this file."""
 
+import functools
 import itertools
 import math
 import numpy as np
@@ -21,7 +22,8 @@ from vlp_course.nn.encoders import Out
 from vlp_course.recipe import Recipe
 from vlp_course.recipe import batch_indices
 from vlp_course.recipe import learning_rate
-from vlp_course.train import _seed_everything, fit, param_groups
+from vlp_course.seeds import seed_everything
+from vlp_course.train import fit, param_groups
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def setup_2149ba68():
 def setup_c7bf5b49():
     def slow_fit(model, data, recipe):
         "The loop in plain torch, for one process."
-        generator = _seed_everything(recipe.seed, 0, torch.device("cpu"))
+        generator = seed_everything(recipe.seed, deterministic=None)
         optimizer = torch.optim.AdamW(param_groups(model, recipe.weight_decay), betas=recipe.betas, fused=True)
         losses = []
         for step in range(recipe.steps):
@@ -143,25 +145,13 @@ def test_decay_for_matrices_only(setup_2149ba68):
 
 @pytest.mark.nb("nbs/3_fusion/10c_trainer.ipynb", "32706f5f")
 def test_streams_do_not_touch():
-    cpu = torch.device("cpu")
-    first = [
-        torch.rand(3, generator=_seed_everything(31, 0, cpu)),
-        torch.rand(3),
-        torch.tensor([random.random(), np.random.rand()]),
-    ]
-    again = [
-        torch.rand(3, generator=_seed_everything(31, 0, cpu)),
-        torch.rand(3),
-        torch.tensor([random.random(), np.random.rand()]),
-    ]
-    other = [
-        torch.rand(3, generator=_seed_everything(31, 1, cpu)),
-        torch.rand(3),
-        torch.tensor([random.random(), np.random.rand()]),
-    ]
+    seed = functools.partial(seed_everything, deterministic=None)
+    first = [torch.rand(3, generator=seed(31, 0)), torch.rand(3), torch.tensor([random.random(), np.random.rand()])]
+    again = [torch.rand(3, generator=seed(31, 0)), torch.rand(3), torch.tensor([random.random(), np.random.rand()])]
+    other = [torch.rand(3, generator=seed(31, 1)), torch.rand(3), torch.tensor([random.random(), np.random.rand()])]
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     assert not any(torch.equal(a, b) for a, b in zip(first, other))  # another process draws other numbers
-    assert not torch.equal(torch.rand(3, generator=_seed_everything(32, 0, cpu)), first[0])
+    assert not torch.equal(torch.rand(3, generator=seed(32, 0)), first[0])
     assert not torch.equal(first[0], first[1])  # dropout does not repeat the model's noise
 
 

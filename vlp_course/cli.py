@@ -139,9 +139,10 @@ def doctor() -> None:
     folders = [assets.cache_dir() / "assets", *map(Path, filter(None, [os.environ.get("VLP_ASSETS")]))]
     missing = [n for n in assets.CORE if not any((folder / assets.ASSETS[n].file).exists() for folder in folders)]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (all of the course runs without)"
-    flags = " ".join(lab.cpu_flags()) or "unknown"
+    from vlp_course.nn.backbone import native_bf16
+    bf16 = "native, so it is used" if native_bf16() else "not native: 32 bits are used"
     facts = lab.versions() | {
-        "GPU": gpu, "cores": os.cpu_count(), "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "bf16 on the CPU": flags,
+        "GPU": gpu, "cores": os.cpu_count(), "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "bf16 on the CPU": bf16,
         "cache": assets.cache_dir(), "missing": ", ".join(missing) or "nothing"}
     for name, value in facts.items():
         typer.echo(f"{name:18s}{value}")

@@ -84,11 +84,9 @@ def page_of(lines: list[list[str]], found: dict[str, list[list[int]]], queries=l
     """The page: the table, then for some captions what each model found (five pictures each, by title of the model)."""
     scenes = test_set("seen", pixels=True)
     body = ["<h1>vlp_course: what a minute of training buys</h1>", "<h2>The board</h2><p>Percent; one live seed, in brackets the "
-            "recorded mean ± 95 % interval. Galleries of 501 pictures hold the siblings of each picture.</p><table>"]
-    for i, line in enumerate(lines):
-        tag = "td" if i else "th"
-        body.append("<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in line) + "</tr>")
-    body.append("</table><h2>Pictures found by caption</h2><p>The five best of 501; the right one has a green frame.</p>")
+            "recorded mean ± 95 % interval. Galleries of 501 pictures hold the siblings of each picture.</p>",
+            lab.html_table(lines, "scenes board, percent"),
+            "<h2>Pictures found by caption</h2><p>The five best of 501; the right one has a green frame.</p>"]
     for k, query in enumerate(queries):
         body.append(f"<h3>“{html.escape(scenes.captions[query])}”</h3>")
         for title, rows in found.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from .data.assets import atomic
 from .evaluate import GALLERY, SETS, board_texts
-from .rows import (QUERIES, ROWS, TRAIN, Row, board_rows, build_model, cpu_flags, found_pictures, load_row, prepare,
+from .rows import (QUERIES, ROWS, TRAIN, Row, board_rows, build_model, found_pictures, load_row, prepare,
                              row_of, run_row, train_set, versions)
 from .verdicts import Verdict, band, paired_bootstrap, summary, verdict
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'ROWS', 'QUERIES', 'Row', 'row_of', 'board_rows', 'build_model', 'prepare', 'train_set', 'found_pictures',
-           'versions', 'cpu_flags', 'run_row', 'load_row']
+           'versions', 'run_row', 'load_row']
 
 # %% ../nbs/6_lab/29a_rows.ipynb #53b6cc40
 import importlib, importlib.util, pkgutil, platform
@@ -123,20 +123,10 @@ def found_pictures(model: nn.Module, queries=QUERIES, count: int = 5, pixels: bo
 
 def versions() -> dict[str, str]:
     """What a number depends on besides seed and code."""
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {"vlp_course": version("vlp_course"), "torch": torch.__version__, "timm": version("timm"), "numpy": np.__version__,
             "python": platform.python_version(), "cpu": cpu, "threads": str(torch.get_num_threads())}
-
-
-def cpu_flags() -> list[str]:
-    """Which bf16 instructions this CPU has."""
-    flags = next((line for line in _cpuinfo() if line.startswith("flags")), "")
-    return [f for f in ("avx512_bf16", "amx_bf16") if f in flags]
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def run_row(name: str, budget: str = "quick", seed: int = 0, out: Path | None = None, save_every: int = 0, steps: int | None = None,

@@ -21,7 +21,6 @@ from vlp_course.rows import (
     TRAIN,
     board_rows,
     build_model,
-    cpu_flags,
     found_pictures,
     load_row,
     prepare,
@@ -113,10 +112,7 @@ def test_one_file_is_a_row():
 @pytest.mark.nb("nbs/6_lab/29a_rows.ipynb", "76de909a")
 def test_versions_say_what_counts():
     assert versions().keys() == {"vlp_course", "torch", "timm", "numpy", "python", "cpu", "threads"}
-    assert all(isinstance(v, str) and v for v in versions().values()) and set(cpu_flags()) <= {
-        "avx512_bf16",
-        "amx_bf16",
-    }
+    assert all(isinstance(v, str) and v for v in versions().values())
 
 
 @pytest.mark.nb("nbs/6_lab/29a_rows.ipynb", "43e53c43")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GALLERY', 'SETS', 'recall', 'retrieval', 'winoground', 'points_into', 'test_set', 'encode_texts', 'encode_images',
-           'part', 'board_texts', 'noun_phrase', 'matches', 'gallery_scores', 'foil_scores', 'group_scores', 'grad_cam',
-           'pointing', 'evaluate']
+           'part', 'board_texts', 'noun_phrase', 'match', 'matches', 'gallery_scores', 'foil_scores', 'group_scores',
+           'grad_cam', 'pointing', 'evaluate']
 
 # %% ../nbs/3_fusion/10d_evaluation.ipynb #4ba9d04a
 from dataclasses import replace
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from .caption_scores import caption_scores, truths_of
 from .data.pairs import Pairs, SceneSet
 from .data.scenes import SIDE
 from .nn.backbone import pack, scene_features, unpack
@@ -118,15 +119,21 @@ def noun_phrase(noun: str, colour: str | None) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
+def match(model: nn.Module, images: Tokens, texts: Tokens) -> Float[Tensor, "batch"]:
+    """Similarity of the i-th image with the i-th text: the model's own `match`, or the diagonal of all pairs."""
+    return model.match(images, texts) if hasattr(model, "match") else model.similarity(images, texts).diagonal()
+
+
 def matches(model: nn.Module, images: Tokens, texts: Tokens) -> Float[Tensor, "batch"]:
-    """Similarity of the i-th image with the i-th text."""
+    """The same in chunks."""
     chunks = [torch.arange(a, min(a + 64, len(images.pooled))) for a in range(0, len(images.pooled), 64)]
-    return torch.cat([model.similarity(part(images, c), part(texts, c)).diagonal() for c in chunks])
+    return torch.cat([match(model, part(images, c), part(texts, c)) for c in chunks])
 
 
 def gallery_scores(model: nn.Module, scenes: SceneSet, images: Tokens, texts: Tokens) -> dict[str, float]:
-    """Retrieval in galleries of 501, averaged over the set's first two."""
-    rows = [slice(a, a + GALLERY) for a in range(0, min(len(scenes), 2 * GALLERY), GALLERY)]
+    """Retrieval in galleries of 501, averaged over the set's first two; one, if each pair costs the model a pass of its own."""
+    galleries = 1 if hasattr(model, "match") else 2
+    rows = [slice(a, a + GALLERY) for a in range(0, min(len(scenes), galleries * GALLERY), GALLERY)]
     each = [retrieval(model.similarity(part(images, r), part(texts, r)).cpu(), scenes.captions[r]) for r in rows]
     return {k: float(np.mean([e[k] for e in each])) for k in each[0]}
 
@@ -159,7 +166,7 @@ def grad_cam(model: nn.Module, batch: Pairs, texts: Tokens) -> Float[Tensor, "ba
     with torch.enable_grad():
         fine = fine.detach().requires_grad_(True)
         images = model.encode_image(replace(batch, features=pack(fine, coarse)))
-        gradient, = torch.autograd.grad(model.similarity(images, texts).diagonal().sum(), fine)
+        gradient, = torch.autograd.grad(match(model, images, texts).sum(), fine)
     deviation = fine.detach() - fine.detach().flatten(2).median(2).values[..., None, None]
     heat = (gradient.mean((2, 3), keepdim=True) * deviation).clamp(min=0).sum(1, keepdim=True)
     return F.avg_pool2d(heat, 3, 1, 1)[:, 0]
@@ -178,7 +185,7 @@ def pointing(model: nn.Module, scenes: SceneSet) -> float:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, pixels: bool = False, pretrained: bool = True, sets=tuple(SETS)) -> dict[str, float]:
-    """All metrics of the scenes board that a two-tower model has, as fractions, by name `set/metric`."""
+    """All metrics of the scenes board that a model has, as fractions, by name `set/metric`; captions if it can `generate`."""
     model.eval()
     metrics = {}
     for name in sets:
@@ -189,4 +196,7 @@ def evaluate(model: nn.Module, pixels: bool = False, pretrained: bool = True, se
             metrics |= {f"foil/{k}": v for k, v in foil_scores(model, images, texts).items()}
             metrics |= {f"group/{k}": v for k, v in group_scores(model, images, texts).items()}
             metrics |= {} if pixels else {"pointing": pointing(model, scenes)}    # Grad-CAM needs the backbone's map
+        if name == "seen" and hasattr(model, "generate"):
+            captions = model.generate(part(images, slice(0, 2 * GALLERY)))
+            metrics |= {f"caption/{k}": v for k, v in caption_scores(captions, truths_of(scenes, 2 * GALLERY)).items()}
     return metrics

@@ -39,6 +39,7 @@ class Row:
     pixels: bool = False            # True: no backbone, the model sees pixels
     scenes: int = TRAIN
     sets: tuple[str, ...] = tuple(SETS)     # test sets it is scored on
+    live: bool = True               # False: `make course` shows its recorded runs only
 
     def steps(self, budget: str) -> int:
         """Steps of a budget. Raises ValueError for an unknown one."""
@@ -50,9 +51,11 @@ class Row:
 ROWS = (Row("clip", "CLIP", "clip:build", 960),
         Row("siglip", "SigLIP", "siglip:build", 960, lr=3e-3),
         Row("clip-random-batches", "CLIP, random batches", "clip:build", 960, families=0.0),
-        Row("clip-untrained-trunk", "CLIP on an untrained trunk", "clip:build", 960, pretrained=False, scenes=6000, sets=("seen",)),
+        Row("clip-untrained-trunk", "CLIP on an untrained trunk", "clip:build", 960, pretrained=False, scenes=6000, sets=("seen",),
+            live=False),
         Row("clip-from-scratch", "CLIP, ViT from scratch", "controls:build_pixels", 480, pixels=True),
-        Row("linear", "Linear baseline", "controls:build_linear", 3000, lr=3e-3))
+        Row("linear", "Linear baseline", "controls:build_linear", 3000, lr=3e-3),
+        Row("lm", "Captioning LM", "captioning:build", 800, lr=3e-3, families=0.0, sets=("seen",)))
 
 
 def _module(name: str):

@@ -25,7 +25,7 @@ from vlp_course.models.clip import CLIP
 from vlp_course.models.controls import BagOfWords
 from vlp_course.models.controls import PixelEncoder
 from vlp_course.nn.encoders import Tokens
-from vlp_course.course import BOARD, beside, page_of, picture_tag, run, train_rows
+from vlp_course.course import BOARD, beside, live_rows, page_of, picture_tag, run, train_rows
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def setup_e7ea0f21(setup_8dd9b54f):
         """Runs the job with stand-ins for data, training and models; returns what it printed and in which order it worked."""
         scenes, calls = SceneSet("test", 9), []
         note = lambda what, value=None: lambda *a, **k: calls.append((what, *a[:1])) or value
-        live = [made_up(row.name) for row in lab.board_rows()]
+        live = [made_up(row.name) for row in live_rows()]
         stand_ins = dict(
             test_set=lambda name, **k: scenes,
             train_rows=note("train", live),
@@ -163,11 +163,10 @@ def test_side_by_side_equals_one_by_one(setup_8dd9b54f):
     ):
         results = train_rows(7, Path("runs"))
     slow = [
-        pretended(row.name, "quick", 7, Path("runs") / f"{row.name}-s7", False, lambda: None)
-        for row in lab.board_rows()
+        pretended(row.name, "quick", 7, Path("runs") / f"{row.name}-s7", False, lambda: None) for row in live_rows()
     ]
     assert results == slow  # all rows, in the order of the board
-    assert bars[0].n == bars[0].total == sum(row.quick for row in lab.board_rows())  # every step counted once
+    assert bars[0].n == bars[0].total == sum(row.quick for row in live_rows())  # every step counted once
 
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "b9de6a39")
@@ -189,7 +188,7 @@ def test_a_row_that_fails_stops_the_job(setup_8dd9b54f):
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "c9ba7286")
 def test_live_beside_recorded(setup_8dd9b54f):
     _, made_up, _ = setup_8dd9b54f
-    live = [made_up(row.name, value=0.5, without=["pointing"] if row.pixels else ()) for row in lab.board_rows()]
+    live = [made_up(row.name, value=0.5, without=["pointing"] if row.pixels else ()) for row in live_rows()]
     recorded = [made_up("clip", seed, value) for seed, value in enumerate((0.90, 0.92, 0.94))]
     floor = {c: 0.25 for c in BOARD.values()}
     with patch("vlp_course.lab.chance", lambda: floor):
@@ -197,6 +196,8 @@ def test_live_beside_recorded(setup_8dd9b54f):
     assert header == ["row", "CPU-s", *BOARD] and len(lines) == len(lab.board_rows()) + 1
     clip = next(line for line in lines if line[0] == lab.row_of("clip").title)
     assert clip[1:3] == ["61", "50.0 (92.0 ± 5.0)"]  # live, then recorded by hand: notebook 29
+    recorded_only = next(line for line in lines if line[0] == lab.row_of("clip-untrained-trunk").title)
+    assert recorded_only[1:3] == ["-", "(-)"]  # not live, and nothing recorded here
     pixels = next(line for line in lines if line[0] == lab.row_of("clip-from-scratch").title)
     assert pixels[-1] == "- (-)"  # no backbone, no pointing, nothing recorded
     assert lines[-1] == ["Chance", "0", *["25.0"] * len(BOARD)] and all(len(line) == len(header) for line in lines)

@@ -4,6 +4,10 @@ import itertools
 import math
 import pytest
 import torch
+from vlp_course.nn.transformer import Decoder
+from vlp_course.nn.transformer import DecoderState
+from vlp_course.nn.transformer import TextDecoder
+from vlp_course.nn.transformer import TokenEmbedding
 from vlp_course.decoding import beam_search, greedy, keep_nucleus, length_norm, nucleus
 
 
@@ -58,6 +62,26 @@ def setup_7c0caa1d():
         return list(max(every, key=lambda words: score(oracle, start, words, True, alpha)))
 
     return EOS, Oracle, Table, exhaustive, score
+
+
+@pytest.fixture(scope="module")
+def setup_5d8bb063():
+    class Forgetful:
+        """The same contract without a memory: all of every prefix is computed each time."""
+
+        def __init__(self, model):
+            self.model = model
+
+        def logits(self, ids):
+            return self.model(ids)[:, -1]
+
+        def select(self, rows):
+            pass
+
+    def language_model(vocab, dim=32, heads=4, layers=2, places=64):
+        return TextDecoder(TokenEmbedding(vocab, dim, places), Decoder(dim, heads, layers, cross=False)).eval()
+
+    return Forgetful, language_model
 
 
 @pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "f52a4f42")
@@ -216,3 +240,16 @@ def test_misuse_of_search(setup_7c0caa1d):
         nucleus(Oracle(), start, EOS, 4, top_p=1.5)
     with pytest.raises(ValueError, match="temperature 0: expected a number above 0"):
         nucleus(Oracle(), start, EOS, 4, temperature=0)
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "ba5a0fbb")
+def test_cache_changes_no_word(setup_5d8bb063):
+    Forgetful, language_model = setup_5d8bb063
+    model = language_model(11).double()
+    for p in model.parameters():
+        p.data = p.data * 2
+    model.embed.places.table = model.embed.places.table.double()
+    start = torch.tensor([[1, 5], [1, 7], [1, 2]])
+    for search in (greedy, beam_search, lambda *a: nucleus(*a, generator=torch.Generator().manual_seed(3))):
+        words = search(DecoderState(model), start, 2, 20)
+        assert words == search(Forgetful(model), start, 2, 20) and len({len(w) for w in words}) > 1

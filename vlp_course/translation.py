@@ -155,7 +155,7 @@ def scores(found: list[str], pairs: list[Pair], language: str) -> dict[str, floa
     kept = [sorted(hide(a)[1]) == sorted(hide(b)[1]) for a, b in zip(found, right) if hide(b)[1]]
     return {"chrf": CHRF().corpus_score(found, [right]).score,
             "bleu": BLEU(tokenize="zh" if language == "zh" else "13a").corpus_score(found, [right]).score,
-            "exact": float(np.mean([a == b for a, b in zip(found, right)])), "placeholders": float(np.mean(kept))}
+            "exact": float(np.mean([a == b for a, b in zip(found, right)])), "placeholders": float(np.mean(kept or [True]))}
 
 # %% ../nbs/1_foundations/04c_translation.ipynb #4c71df8b
 @torch.no_grad()

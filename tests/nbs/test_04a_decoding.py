@@ -253,3 +253,126 @@ def test_cache_changes_no_word(setup_5d8bb063):
     for search in (greedy, beam_search, lambda *a: nucleus(*a, generator=torch.Generator().manual_seed(3))):
         words = search(DecoderState(model), start, 2, 20)
         assert words == search(Forgetful(model), start, 2, 20) and len({len(w) for w in words}) > 1
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "c0c8f04a")
+def test_cache_bytes(setup_5d8bb063):
+    _, language_model = setup_5d8bb063
+
+    def cache_bytes(layers, dim, tokens, rows, bytes_each=4):
+        return 2 * layers * dim * tokens * rows * bytes_each  # keys and values
+
+    state = DecoderState(language_model(11, 12, 3, 2))
+    state.logits(torch.ones(5, 7, dtype=torch.long))
+    held_bytes = sum(
+        t.numel() * t.element_size()
+        for pair in state.caches
+        for cache in pair
+        if len(cache)
+        for t in (cache.keys, cache.values)
+    )
+    assert cache_bytes(2, 12, 7, 5) == held_bytes
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "c0c8f04a")
+def test_cache_bytes_starter_fails(setup_5d8bb063):
+    _, language_model = setup_5d8bb063
+
+    def cache_bytes(layers, dim, tokens, rows, bytes_each=4):
+        return layers * dim * tokens * rows * bytes_each
+
+    with pytest.raises(Exception):
+        state = DecoderState(language_model(11, 12, 3, 2))
+        state.logits(torch.ones(5, 7, dtype=torch.long))
+        held_bytes = sum(
+            t.numel() * t.element_size()
+            for pair in state.caches
+            for cache in pair
+            if len(cache)
+            for t in (cache.keys, cache.values)
+        )
+        assert cache_bytes(2, 12, 7, 5) == held_bytes
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "d9414616")
+def test_no_repeat(setup_7c0caa1d):
+    EOS, _, Table, _, _ = setup_7c0caa1d
+
+    class NoRepeat:
+        def __init__(self, state):
+            self.state, self.select = state, state.select
+
+        def logits(self, ids):
+            scores = self.state.logits(ids).clone()
+            for row, words in enumerate(ids.tolist()):
+                banned = [after for before, after in zip(words, words[1:]) if before == words[-1]]
+                scores[row, banned] = -torch.inf
+            return scores
+
+    loop = {
+        (): {0: 0.9, 1: 0.1},
+        (0,): {1: 0.9, 2: 0.1},
+        (0, 1): {0: 0.9, 2: 0.1},
+        (0, 1, 0): {1: 0.9, 2: 0.1},
+        (0, 1, 0, 1): {0: 0.9, EOS: 0.1},
+    }
+    start = torch.tensor([[9]])
+    assert greedy(Table(loop), start, EOS, 5) == [[0, 1, 0, 1, 0]]  # round and round
+    assert greedy(NoRepeat(Table(loop)), start, EOS, 5) == [[0, 1, 0, 2]]  # 0 may come twice, "0 1" may not
+    assert beam_search(NoRepeat(Table(loop)), start, EOS, 5, 1) == [[0, 1, 0, 2]]
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "d9414616")
+def test_no_repeat_starter_fails(setup_7c0caa1d):
+    EOS, _, Table, _, _ = setup_7c0caa1d
+
+    class NoRepeat:
+        def __init__(self, state):
+            self.state, self.select = state, state.select
+
+        def logits(self, ids):
+            return self.state.logits(ids).scatter(1, ids, -torch.inf)  # forbids every token that was used
+
+    with pytest.raises(Exception):
+        loop = {
+            (): {0: 0.9, 1: 0.1},
+            (0,): {1: 0.9, 2: 0.1},
+            (0, 1): {0: 0.9, 2: 0.1},
+            (0, 1, 0): {1: 0.9, 2: 0.1},
+            (0, 1, 0, 1): {0: 0.9, EOS: 0.1},
+        }
+        start = torch.tensor([[9]])
+        assert greedy(Table(loop), start, EOS, 5) == [[0, 1, 0, 1, 0]]  # round and round
+        assert greedy(NoRepeat(Table(loop)), start, EOS, 5) == [[0, 1, 0, 2]]  # 0 may come twice, "0 1" may not
+        assert beam_search(NoRepeat(Table(loop)), start, EOS, 5, 1) == [[0, 1, 0, 2]]
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "133b15f1")
+def test_best_of(setup_7c0caa1d):
+    EOS, Oracle, _, _, score = setup_7c0caa1d
+
+    def best_of(draws, cost):
+        return [min(each, key=lambda words: cost(row, words)) for row, each in enumerate(zip(*draws))]
+
+    start, g = torch.tensor([[5], [6]]), torch.Generator().manual_seed(0)
+    draws = [nucleus(Oracle(), start, EOS, 4, 1.0, generator=g) for _ in range(60)]
+    price = lambda row, words: -score(Oracle(), start[row].tolist(), words, len(words) < 4, 0.0)
+    best = best_of(draws, price)
+    assert all(price(row, best[row]) == min(price(row, draw[row]) for draw in draws) for row in range(2))
+    assert best != draws[0]
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "133b15f1")
+def test_best_of_starter_fails(setup_7c0caa1d):
+    EOS, Oracle, _, _, score = setup_7c0caa1d
+
+    def best_of(draws, cost):
+        return draws[0]
+
+    with pytest.raises(Exception):
+        start, g = torch.tensor([[5], [6]]), torch.Generator().manual_seed(0)
+        draws = [nucleus(Oracle(), start, EOS, 4, 1.0, generator=g) for _ in range(60)]
+        price = lambda row, words: -score(Oracle(), start[row].tolist(), words, len(words) < 4, 0.0)
+        best = best_of(draws, price)
+        assert all(price(row, best[row]) == min(price(row, draw[row]) for draw in draws) for row in range(2))
+        assert best != draws[0]

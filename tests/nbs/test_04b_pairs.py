@@ -175,3 +175,58 @@ def test_tokens_come_back():
     for pair in pairs:
         hidden = hide(pair.target, hide(pair.source)[1])[0]
         assert decode(real, encode(real, hidden)) == hidden
+
+
+@pytest.mark.nb("nbs/1_foundations/04b_pairs.ipynb", "546dadd0")
+def test_unseen():
+    def unseen(train, test):
+        known = {word for text in train for word in normal(text).split()}
+        words = [word for text in test for word in normal(text).split()]
+        return sum(word not in known for word in words) / len(words)
+
+    assert unseen(["Delete the disk", "Edit %s"], ["delete %(name)s", "Edit the volume"]) == 0.2
+    assert unseen(["a b c"], ["a", "b", "c c"]) == 0
+
+
+@pytest.mark.nb("nbs/1_foundations/04b_pairs.ipynb", "546dadd0")
+def test_unseen_starter_fails():
+    def unseen(train, test):
+        return 1 - len({w for t in train for w in normal(t).split()}) / len(
+            {w for t in test for w in normal(t).split()}
+        )
+
+    with pytest.raises(Exception):
+        assert unseen(["Delete the disk", "Edit %s"], ["delete %(name)s", "Edit the volume"]) == 0.2
+        assert unseen(["a b c"], ["a", "b", "c c"]) == 0
+
+
+@pytest.mark.nb("nbs/1_foundations/04b_pairs.ipynb", "85736b6f")
+def test_edit_likeness():
+    def edit_likeness(a, b):
+        row = list(range(len(b) + 1))
+        for i, x in enumerate(a, 1):
+            before, row[0] = row[0], i
+            for j, y in enumerate(b, 1):
+                before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+        return 1 - row[-1] / max(len(a), len(b))
+
+    assert (
+        edit_likeness("volume", "volumes") == pytest.approx(6 / 7)
+        and edit_likeness("abc", "xabc") == 0.75
+        and edit_likeness("ab", "cd") == 0
+    )
+    assert edit_likeness("kitten", "sitting") == pytest.approx(4 / 7) and edit_likeness("a", "a") == 1
+
+
+@pytest.mark.nb("nbs/1_foundations/04b_pairs.ipynb", "85736b6f")
+def test_edit_likeness_starter_fails():
+    def edit_likeness(a, b):
+        return sum(x == y for x, y in zip(a, b)) / max(len(a), len(b))
+
+    with pytest.raises(Exception):
+        assert (
+            edit_likeness("volume", "volumes") == pytest.approx(6 / 7)
+            and edit_likeness("abc", "xabc") == 0.75
+            and edit_likeness("ab", "cd") == 0
+        )
+        assert edit_likeness("kitten", "sitting") == pytest.approx(4 / 7) and edit_likeness("a", "a") == 1

@@ -1,5 +1,6 @@
 """Generated from nbs/1_foundations/04c_translation.ipynb by tools/make_tests.py: edit the notebook, not this file."""
 
+import numpy as np
 import pytest
 import torch
 from dataclasses import asdict
@@ -9,8 +10,10 @@ from vlp_course.data.parallel import EOS
 from vlp_course.data.parallel import PAD
 from vlp_course.data.parallel import Pair
 from vlp_course.data.parallel import hide
+from vlp_course.data.parallel import likeness
 from vlp_course.data.parallel import train_tokenizer
 from vlp_course.decoding import greedy
+from vlp_course.nn.transformer import smoothed_loss
 from vlp_course.translation import (
     DE,
     ROWS,
@@ -166,3 +169,62 @@ def test_unknown_rows():
         "title",
         "look",
     }  # the control differs in nothing else
+
+
+@pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "78c21123")
+def test_floor():
+    def floor(p, smoothing, vocab):
+        right, other = np.log(p), np.log((1 - p) / (vocab - 1))
+        return -(1 - smoothing) * right - smoothing / vocab * (right + (vocab - 1) * other)
+
+    logits = torch.full((1, 1, 2000), float(np.log(0.1 / 1999)))
+    logits[..., 5] = float(np.log(0.9))
+    assert floor(0.9, 0.1, 2000) == pytest.approx(smoothed_loss(logits, torch.tensor([[5]])).item(), rel=1e-4)
+
+
+@pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "78c21123")
+def test_floor_starter_fails():
+    def floor(p, smoothing, vocab):
+        return -(1 - smoothing) * np.log(p)
+
+    with pytest.raises(Exception):
+        logits = torch.full((1, 1, 2000), float(np.log(0.1 / 1999)))
+        logits[..., 5] = float(np.log(0.9))
+        assert floor(0.9, 0.1, 2000) == pytest.approx(smoothed_loss(logits, torch.tensor([[5]])).item(), rel=1e-4)
+
+
+@pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "5bbe3726")
+def test_consensus():
+    def consensus(source, pairs, k=5):
+        order = likeness([source], [p.source for p in pairs]).toarray()[0].argsort()[::-1][:k]
+        targets = [pairs[i].target for i in order]
+        return targets[likeness(targets, targets).toarray().sum(1).argmax()]
+
+    pairs = [
+        Pair("Delete this disk", "abcdef"),
+        Pair("Delete a disk", "uvwxyz"),
+        Pair("Delete the disks", "uvwxyy"),
+        Pair("Delete disk", "uvwxzz"),
+        Pair("Quite another thing", "abcdef"),
+    ]
+    assert consensus("Delete this disk now", pairs, 4).startswith("uvwx") and nearest(
+        ["Delete this disk now"], pairs
+    ) == ["abcdef"]
+
+
+@pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "5bbe3726")
+def test_consensus_starter_fails():
+    def consensus(source, pairs, k=5):
+        return nearest([source], pairs)[0]
+
+    with pytest.raises(Exception):
+        pairs = [
+            Pair("Delete this disk", "abcdef"),
+            Pair("Delete a disk", "uvwxyz"),
+            Pair("Delete the disks", "uvwxyy"),
+            Pair("Delete disk", "uvwxzz"),
+            Pair("Quite another thing", "abcdef"),
+        ]
+        assert consensus("Delete this disk now", pairs, 4).startswith("uvwx") and nearest(
+            ["Delete this disk now"], pairs
+        ) == ["abcdef"]

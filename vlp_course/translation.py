@@ -93,8 +93,9 @@ class Translator(Transformer):
 
     def encode(self, source: Int[Tensor, "batch tokens"]) -> tuple[Float[Tensor, "batch tokens dim"], Tensor]:
         """The encoded source and its mask; zeros for a control that must not look."""
-        context, mask = super().encode(source)
-        return (context if self.look else torch.zeros_like(context)), mask
+        if self.look:
+            return super().encode(source)
+        return torch.zeros(*source.shape, self.embed.table.embedding_dim), (source != self.pad)[:, None]
 
 
 def train(setting: Setting, pairs: list[Pair], tokenizer: Tokenizer, seed: int = 0, progress: bool = False) -> tuple[Translator, list[float]]:
@@ -185,7 +186,7 @@ def shown_looks(model: Translator, corpus: Corpus, found: list[str], count: int 
     return shown
 
 # %% ../nbs/1_foundations/04c_translation.ipynb #c15e281f
-ZH, DE = Setting(), Setting("transformer-en-de", language="de")
+ZH, DE = Setting(), Setting("transformer-en-de", language="de", steps=600)            # as many passes over fewer pairs
 ROWS = (ZH, Setting("sourceless-en-zh", "Transformer, source zeroed", look=False), Setting("untrained-en-zh", "untrained", steps=0),
         Setting("copy-en-zh", "copy the source", steps=0), Setting("nearest-en-zh", "nearest neighbour", steps=0),
         DE, Setting("copy-en-de", "copy the source", "de", steps=0), Setting("nearest-en-de", "nearest neighbour", "de", steps=0))

@@ -162,8 +162,8 @@ def test_unknown_rows():
     for row in ("transformer-en-fr", "bert"):
         with pytest.raises(SystemExit):
             main(["--rows", row])
-    assert len({setting.row for setting in ROWS}) == len(ROWS) and ZH.steps == ROWS[1].steps
-    assert {k for k, v in asdict(ROWS[1]).items() if v != asdict(ZH)[k]} == {
+    assert len({setting.row for setting in ROWS}) == len(ROWS) and ZH.steps == ROWS[2].steps
+    assert {k for k, v in asdict(ROWS[2]).items() if v != asdict(ZH)[k]} == {
         "row",
         "title",
         "look",

@@ -72,6 +72,57 @@ TABLE = {
             ("torch.cat([image, text]).norm", "image.norm"),
         ],
     }),
+    "nn.transformer": ("04_transformer", {
+        "smoothed_loss": [   # padding, weights, means, the bound, the check
+            ("target != pad", "target == target"),
+            ("(1 - smoothing) * right", "right"),
+            ("smoothing * surprise.mean()", "smoothing * surprise.sum(-1).mean()"),
+            (".clamp(min=math.log(torch.finfo(log_probs.dtype).tiny))", ""),
+            ("target[real][:, None]).mean()", "target[real][:, None]).sum() / target.numel()"),
+            ("not 0 <= smoothing < 1", "False"),
+        ],
+        "warmup_rate": [
+            ("step**-0.5", "step**-1.0"),
+            ("step * warmup**-1.5", "warmup**-1.5"),
+            ("dim**-0.5 * ", ""),
+        ],
+        "TokenEmbedding": [   # scale, places of later tokens, dropout on the sum
+            ("self.scale * self.table(ids)", "self.table(ids)"),
+            ("self.table(ids), start)", "self.table(ids))"),
+            ("self.dropout(self.places", "(self.places"),
+        ],
+        "DecoderState": [   # rows of the context, of its mask, of the caches
+            ("self.context = self.context[rows]", "pass"),
+            ("self.context_mask = self.context_mask[rows]", "pass"),
+            ("cache.select(rows)", "pass"),
+            ("ids[:, known:]", "ids"),
+        ],
+    }),
+    "decoding": ("04a_decoding", {
+        "length_norm": [("return ((5 + length)", "return (length"), ("** alpha", "* alpha")],
+        "_extend": [   # too few candidates, ends below the beam, ends that go on, rows for tokens
+            ("min(2 * beams,", "min(beams,"),
+            ("top[:, :beams].masked_fill", "top.masked_fill"),
+            ("ends.int().argsort(dim=1, stable=True)", "(1 - ends.int()).argsort(dim=1, stable=True)"),
+            ("place_going // vocab", "place_going // alive"),
+        ],
+        "beam_search": [   # memory left behind, wrong rows, wrong norms, wrong ends
+            ("state.select(rows)", "pass"),
+            ("torch.cat([ids[rows],", "torch.cat([ids.repeat(len(rows) // len(ids), 1),"),
+            ("first * alive + rows", "rows"),
+            ("/ length_norm(length, length_penalty)", "/ 1"),
+            ("max(found)[1]", "found[0][1]"),
+            ("found and max(found)[0] >= bound", "found"),
+            ("if found else words", "if found and not words else words"),
+        ],
+        "keep_nucleus": [
+            ("better >= top_p", "better > 1 - top_p"),
+            ("ordered.cumsum(-1) - ordered", "ordered.cumsum(-1)"),
+            ("scatter(-1, order, better >= top_p)", "logical_or(better >= top_p)"),
+        ],
+        "nucleus": [("log_probs / temperature", "log_probs * temperature"), ("generator=generator", "generator=None")],
+        "_write": [("row[:row.index(eos)] if eos in row else row", "row")],
+    }),
 }
 AT_LEAST = 5
 ROWS = [(module, Mutant(function, find, put)) for module, (_, functions) in TABLE.items()

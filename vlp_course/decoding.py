@@ -47,7 +47,7 @@ def _write(state: State, start: Tensor, eos: int, limit: int, choose: Callable) 
     _check(start, limit)
     ids, done = start, torch.zeros(len(start), dtype=torch.bool, device=start.device)
     for _ in range(limit):
-        token = choose(_log_probs(state, ids, eos)).masked_fill(done, eos)
+        token = choose(_log_probs(state, ids, eos))
         ids, done = torch.cat([ids, token[:, None]], 1), done | (token == eos)
         if done.all():
             break

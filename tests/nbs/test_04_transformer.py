@@ -423,3 +423,113 @@ def test_warmup_by_hand():
     for step, warmup in ((0, 10), (1, 0)):
         with pytest.raises(ValueError, match=f"step {step} and warm-up {warmup}: both count from 1"):
             warmup_rate(step, 64, warmup)
+
+
+@pytest.mark.nb("nbs/1_foundations/04_transformer.ipynb", "8352114e")
+def test_count():
+    def count(vocab, dim, layers, hidden):
+        attention, net, norm = 4 * (dim * dim + dim), 2 * dim * hidden + hidden + dim, 2 * dim
+        return vocab * dim + layers * ((attention + net + 2 * norm) + (2 * attention + net + 3 * norm))
+
+    for vocab, dim, heads, layers, hidden in ((11, 12, 3, 2, 20), (7, 8, 2, 3, 9)):
+        assert count(vocab, dim, layers, hidden) == sum(
+            p.numel() for p in Transformer(vocab, dim, heads, layers, hidden).parameters()
+        )
+
+
+@pytest.mark.nb("nbs/1_foundations/04_transformer.ipynb", "8352114e")
+def test_count_starter_fails():
+    def count(vocab, dim, layers, hidden):
+        return vocab * dim + 2 * layers * (4 * dim * dim + 2 * dim * hidden)
+
+    with pytest.raises(Exception):
+        for vocab, dim, heads, layers, hidden in ((11, 12, 3, 2, 20), (7, 8, 2, 3, 9)):
+            assert count(vocab, dim, layers, hidden) == sum(
+                p.numel() for p in Transformer(vocab, dim, heads, layers, hidden).parameters()
+            )
+
+
+@pytest.mark.nb("nbs/1_foundations/04_transformer.ipynb", "d8bd5b2a")
+def test_own_norm():
+    def own_norm(x, eps):
+        return (x - x.mean(-1, keepdim=True)) / (
+            x.var(-1, correction=0, keepdim=True) + eps
+        ).sqrt()  # divide by D, eps under the root
+
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    for scale, eps in ((1.0, 1e-5), (1e-3, 1e-5)):
+        torch.testing.assert_close(
+            own_norm(scale * x, eps), F.layer_norm(scale * x, (12,), eps=eps), rtol=0, atol=1e-10
+        )
+
+
+@pytest.mark.nb("nbs/1_foundations/04_transformer.ipynb", "d8bd5b2a")
+def test_own_norm_starter_fails():
+    def own_norm(x, eps):
+        return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + eps)
+
+    with pytest.raises(Exception):
+        x = torch.randn(2, 5, 12, dtype=torch.float64)
+        for scale, eps in ((1.0, 1e-5), (1e-3, 1e-5)):
+            torch.testing.assert_close(
+                own_norm(scale * x, eps), F.layer_norm(scale * x, (12,), eps=eps), rtol=0, atol=1e-10
+            )
+
+
+@pytest.mark.nb("nbs/1_foundations/04_transformer.ipynb", "f3189d66")
+def test_prefix_mask():
+    def prefix_mask(prefix, tokens):
+        return causal_mask(tokens) | (torch.arange(tokens) < prefix)
+
+    assert prefix_mask(2, 4).int().tolist() == [[[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]]
+    encoder, x = Encoder(12, 3, 2).eval(), torch.randn(2, 5, 12)
+    found = encoder(x, prefix_mask(3, 5))
+    torch.testing.assert_close(found[:, :3], encoder(x[:, :3]))  # the prefix is read as by an encoder
+    later = x.clone()
+    later[:, 4] += 1
+    assert encoder(later, prefix_mask(3, 5))[:, :4].equal(found[:, :4])
+
+
+@pytest.mark.nb("nbs/1_foundations/04_transformer.ipynb", "f3189d66")
+def test_prefix_mask_starter_fails():
+    def prefix_mask(prefix, tokens):
+        return causal_mask(tokens)
+
+    with pytest.raises(Exception):
+        assert prefix_mask(2, 4).int().tolist() == [[[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]]
+        encoder, x = Encoder(12, 3, 2).eval(), torch.randn(2, 5, 12)
+        found = encoder(x, prefix_mask(3, 5))
+        torch.testing.assert_close(found[:, :3], encoder(x[:, :3]))  # the prefix is read as by an encoder
+        later = x.clone()
+        later[:, 4] += 1
+        assert encoder(later, prefix_mask(3, 5))[:, :4].equal(found[:, :4])
+
+
+@pytest.mark.nb("nbs/1_foundations/04_transformer.ipynb", "a5d52a99")
+def test_quiet():
+    def quiet(stack):
+        for layer in stack.layers:
+            for last in (
+                layer.feed_forward.down,
+                layer.attention.out,
+                *([layer.cross.out] if hasattr(layer, "cross") else []),
+            ):
+                nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+        return stack
+
+    x, context = torch.randn(2, 5, 12), torch.randn(2, 4, 12)
+    torch.testing.assert_close(quiet(Encoder(12, 3, 2))(x), F.layer_norm(x, (12,)))
+    torch.testing.assert_close(quiet(Decoder(12, 3, 2))(x, context), F.layer_norm(x, (12,)))
+
+
+@pytest.mark.nb("nbs/1_foundations/04_transformer.ipynb", "a5d52a99")
+def test_quiet_starter_fails():
+    def quiet(stack):
+        for layer in stack.layers:
+            nn.init.zeros_(layer.feed_forward.down.weight)
+        return stack
+
+    with pytest.raises(Exception):
+        x, context = torch.randn(2, 5, 12), torch.randn(2, 4, 12)
+        torch.testing.assert_close(quiet(Encoder(12, 3, 2))(x), F.layer_norm(x, (12,)))
+        torch.testing.assert_close(quiet(Decoder(12, 3, 2))(x, context), F.layer_norm(x, (12,)))

@@ -4,6 +4,10 @@ import itertools
 import math
 import pytest
 import torch
+from vlp_course.nn.transformer import Decoder
+from vlp_course.nn.transformer import DecoderState
+from vlp_course.nn.transformer import TextDecoder
+from vlp_course.nn.transformer import TokenEmbedding
 from vlp_course.decoding import beam_search, greedy, keep_nucleus, length_norm, nucleus
 
 
@@ -58,6 +62,26 @@ def setup_7c0caa1d():
         return list(max(every, key=lambda words: score(oracle, start, words, True, alpha)))
 
     return EOS, Oracle, Table, exhaustive, score
+
+
+@pytest.fixture(scope="module")
+def setup_5d8bb063():
+    class Forgetful:
+        """The same contract without a memory: all of every prefix is computed each time."""
+
+        def __init__(self, model):
+            self.model = model
+
+        def logits(self, ids):
+            return self.model(ids)[:, -1]
+
+        def select(self, rows):
+            pass
+
+    def language_model(vocab, dim=32, heads=4, layers=2, places=64):
+        return TextDecoder(TokenEmbedding(vocab, dim, places), Decoder(dim, heads, layers, cross=False)).eval()
+
+    return Forgetful, language_model
 
 
 @pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "f52a4f42")
@@ -216,3 +240,139 @@ def test_misuse_of_search(setup_7c0caa1d):
         nucleus(Oracle(), start, EOS, 4, top_p=1.5)
     with pytest.raises(ValueError, match="temperature 0: expected a number above 0"):
         nucleus(Oracle(), start, EOS, 4, temperature=0)
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "ba5a0fbb")
+def test_cache_changes_no_word(setup_5d8bb063):
+    Forgetful, language_model = setup_5d8bb063
+    model = language_model(11).double()
+    for p in model.parameters():
+        p.data = p.data * 2
+    model.embed.places.table = model.embed.places.table.double()
+    start = torch.tensor([[1, 5], [1, 7], [1, 2]])
+    for search in (greedy, beam_search, lambda *a: nucleus(*a, generator=torch.Generator().manual_seed(3))):
+        words = search(DecoderState(model), start, 2, 20)
+        assert words == search(Forgetful(model), start, 2, 20) and len({len(w) for w in words}) > 1
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "c0c8f04a")
+def test_cache_bytes(setup_5d8bb063):
+    _, language_model = setup_5d8bb063
+
+    def cache_bytes(layers, dim, tokens, rows, bytes_each=4):
+        return 2 * layers * dim * tokens * rows * bytes_each  # keys and values
+
+    state = DecoderState(language_model(11, 12, 3, 2))
+    state.logits(torch.ones(5, 7, dtype=torch.long))
+    held_bytes = sum(
+        t.numel() * t.element_size()
+        for pair in state.caches
+        for cache in pair
+        if len(cache)
+        for t in (cache.keys, cache.values)
+    )
+    assert cache_bytes(2, 12, 7, 5) == held_bytes
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "c0c8f04a")
+def test_cache_bytes_starter_fails(setup_5d8bb063):
+    _, language_model = setup_5d8bb063
+
+    def cache_bytes(layers, dim, tokens, rows, bytes_each=4):
+        return layers * dim * tokens * rows * bytes_each
+
+    with pytest.raises(Exception):
+        state = DecoderState(language_model(11, 12, 3, 2))
+        state.logits(torch.ones(5, 7, dtype=torch.long))
+        held_bytes = sum(
+            t.numel() * t.element_size()
+            for pair in state.caches
+            for cache in pair
+            if len(cache)
+            for t in (cache.keys, cache.values)
+        )
+        assert cache_bytes(2, 12, 7, 5) == held_bytes
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "d9414616")
+def test_no_repeat(setup_7c0caa1d):
+    EOS, _, Table, _, _ = setup_7c0caa1d
+
+    class NoRepeat:
+        def __init__(self, state):
+            self.state, self.select = state, state.select
+
+        def logits(self, ids):
+            scores = self.state.logits(ids).clone()
+            for row, words in enumerate(ids.tolist()):
+                banned = [after for before, after in zip(words, words[1:]) if before == words[-1]]
+                scores[row, banned] = -torch.inf
+            return scores
+
+    loop = {
+        (): {0: 0.9, 1: 0.1},
+        (0,): {1: 0.9, 2: 0.1},
+        (0, 1): {0: 0.9, 2: 0.1},
+        (0, 1, 0): {1: 0.9, 2: 0.1},
+        (0, 1, 0, 1): {0: 0.9, EOS: 0.1},
+    }
+    start = torch.tensor([[9]])
+    assert greedy(Table(loop), start, EOS, 5) == [[0, 1, 0, 1, 0]]  # round and round
+    assert greedy(NoRepeat(Table(loop)), start, EOS, 5) == [[0, 1, 0, 2]]  # 0 may come twice, "0 1" may not
+    assert beam_search(NoRepeat(Table(loop)), start, EOS, 5, 1) == [[0, 1, 0, 2]]
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "d9414616")
+def test_no_repeat_starter_fails(setup_7c0caa1d):
+    EOS, _, Table, _, _ = setup_7c0caa1d
+
+    class NoRepeat:
+        def __init__(self, state):
+            self.state, self.select = state, state.select
+
+        def logits(self, ids):
+            return self.state.logits(ids).scatter(1, ids, -torch.inf)  # forbids every token that was used
+
+    with pytest.raises(Exception):
+        loop = {
+            (): {0: 0.9, 1: 0.1},
+            (0,): {1: 0.9, 2: 0.1},
+            (0, 1): {0: 0.9, 2: 0.1},
+            (0, 1, 0): {1: 0.9, 2: 0.1},
+            (0, 1, 0, 1): {0: 0.9, EOS: 0.1},
+        }
+        start = torch.tensor([[9]])
+        assert greedy(Table(loop), start, EOS, 5) == [[0, 1, 0, 1, 0]]  # round and round
+        assert greedy(NoRepeat(Table(loop)), start, EOS, 5) == [[0, 1, 0, 2]]  # 0 may come twice, "0 1" may not
+        assert beam_search(NoRepeat(Table(loop)), start, EOS, 5, 1) == [[0, 1, 0, 2]]
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "133b15f1")
+def test_best_of(setup_7c0caa1d):
+    EOS, Oracle, _, _, score = setup_7c0caa1d
+
+    def best_of(draws, cost):
+        return [min(each, key=lambda words: cost(row, words)) for row, each in enumerate(zip(*draws))]
+
+    start, g = torch.tensor([[5], [6]]), torch.Generator().manual_seed(0)
+    draws = [nucleus(Oracle(), start, EOS, 4, 1.0, generator=g) for _ in range(60)]
+    price = lambda row, words: -score(Oracle(), start[row].tolist(), words, len(words) < 4, 0.0)
+    best = best_of(draws, price)
+    assert all(price(row, best[row]) == min(price(row, draw[row]) for draw in draws) for row in range(2))
+    assert best != draws[0]
+
+
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "133b15f1")
+def test_best_of_starter_fails(setup_7c0caa1d):
+    EOS, Oracle, _, _, score = setup_7c0caa1d
+
+    def best_of(draws, cost):
+        return draws[0]
+
+    with pytest.raises(Exception):
+        start, g = torch.tensor([[5], [6]]), torch.Generator().manual_seed(0)
+        draws = [nucleus(Oracle(), start, EOS, 4, 1.0, generator=g) for _ in range(60)]
+        price = lambda row, words: -score(Oracle(), start[row].tolist(), words, len(words) < 4, 0.0)
+        best = best_of(draws, price)
+        assert all(price(row, best[row]) == min(price(row, draw[row]) for draw in draws) for row in range(2))
+        assert best != draws[0]

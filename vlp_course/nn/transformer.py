@@ -68,7 +68,7 @@ class DecoderLayer(EncoderLayer):
         x = self._add(x, self.norm_cross, lambda y: self.cross(y, context, mask=context_mask, cache=caches[1]))
         return self._add(x, self.norm2, self.feed_forward)
 
-# %% ../../nbs/1_foundations/04_transformer.ipynb #f7c8dbd7
+# %% ../../nbs/1_foundations/04_transformer.ipynb #a3c8d1d2
 class Encoder(nn.Module):
     """A stack of layers and a last norm, which pre-norm needs and post-norm does not (`final_norm` overrules that)."""
 
@@ -191,7 +191,7 @@ class Transformer(nn.Module):
         """A state for `vlp_course.decoding`: the source is encoded once."""
         return DecoderState(self.writer, *self.encode(source))
 
-
+# %% ../../nbs/1_foundations/04_transformer.ipynb #0b4cb76c
 def smoothed_loss(logits: Float[Tensor, "batch tokens vocab"], target: Int[Tensor, "batch tokens"], smoothing: float = 0.1,
                   pad: int | None = 0) -> Float[Tensor, ""]:
     """Cross-entropy, in nats a token, with (1 - smoothing) of one-hot plus smoothing of uniform (Szegedy et al. 2016, section 7).
@@ -208,7 +208,7 @@ def smoothed_loss(logits: Float[Tensor, "batch tokens vocab"], target: Int[Tenso
     right = surprise.gather(-1, target[real][:, None]).mean()
     return (1 - smoothing) * right + smoothing * surprise.mean()
 
-
+# %% ../../nbs/1_foundations/04_transformer.ipynb #0633608e
 def warmup_rate(step: int, dim: int, warmup: int = 4000) -> float:
     """Learning rate of a step, counted from 1 (Vaswani et al. 2017, equation 3). Raises ValueError for a step or warm-up below 1."""
     if step < 1 or warmup < 1:

@@ -112,7 +112,8 @@ TABLE = {
             ("first * alive + rows", "rows"),
             ("/ length_norm(length, length_penalty)", "/ 1"),
             ("max(found)[1]", "found[0][1]"),
-            ("found and max(found)[0] >= bound", "found"),
+            ("beams == 1 or max(found)[0] >= bound", "True"),
+            ("max(found)[0] >= bound", "len(found) >= beams"),
             ("if found else words", "if found and not words else words"),
         ],
         "keep_nucleus": [

@@ -86,8 +86,8 @@ def beam_search(state: State, start: Int[Tensor, "batch tokens"], eos: int, limi
     """The best ended sequence found when the `beams` best prefixes are followed; returned without start and end.
 
     Best: largest sum of log-probabilities over `length_norm` of all new tokens, the end included. A batch element is
-    done when `beams` of its hypotheses have ended or none that goes on can win. Only if none ends within the limit,
-    the best unended one is returned. Raises ValueError as `greedy` does, and for beams below 1 or a penalty below 0."""
+    done when no prefix can win any more (one beam: at its first end, as greedy search). Only if none ends within the
+    limit, the best unended one is returned. Raises ValueError as `greedy` does, and for beams below 1 or a penalty below 0."""
     _check(start, limit)
     if beams < 1 or length_penalty < 0:
         raise ValueError(f"{beams} beams and a length penalty of {length_penalty:g}: expected at least 1 and 0")
@@ -100,12 +100,11 @@ def beam_search(state: State, start: Int[Tensor, "batch tokens"], eos: int, limi
         scores, rows, tokens, ends, end_rows = _extend(scores[..., None] + log_probs, eos, beams)
         best_possible = (scores[:, 0] / length_norm(limit, length_penalty)).tolist()
         for b, k in ends.isfinite().nonzero().tolist():
-            if len(ended[b]) < beams:
-                words = ids[b * alive + end_rows[b, k], prefix:].tolist()
-                ended[b].append((ends[b, k].item() / length_norm(length, length_penalty), words))
+            words = ids[b * alive + end_rows[b, k], prefix:].tolist()
+            ended[b].append((ends[b, k].item() / length_norm(length, length_penalty), words))
         rows = (first * alive + rows).flatten()
         ids = torch.cat([ids[rows], tokens.flatten()[:, None]], 1)
-        if all(len(found) == beams or found and max(found)[0] >= bound for found, bound in zip(ended, best_possible)):
+        if all(found and (beams == 1 or max(found)[0] >= bound) for found, bound in zip(ended, best_possible)):
             break
         state.select(rows)
     unended = ids.unflatten(0, (batch, -1))[:, 0, prefix:].tolist()

@@ -115,6 +115,20 @@ def test_one_beam_is_greedy(setup_7c0caa1d):
         assert beam_search(Oracle(seed), start, EOS, 6, beams=1) == greedy(Oracle(seed), start, EOS, 6)
 
 
+@pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "13b2ad16")
+def test_unlikely_ends_do_not_crowd_out_the_sentence(setup_7c0caa1d):
+    EOS, _, Table, _, _ = setup_7c0caa1d
+    right = {(): 1, (1,): 2, (1, 2): 1, (1, 2, 1): EOS}
+    chain = {
+        prefix: {w: 0.97 if w == word else 0.02 if w == EOS else 0.005 for w in range(4)}
+        for prefix, word in right.items()
+    }
+    for beams in (1, 2, 3, 4):  # each word almost certain, an end of 2 % before each
+        assert beam_search(Table(chain), torch.tensor([[0]]), EOS, 6, beams=beams, length_penalty=0) == [[1, 2, 1]], (
+            beams
+        )
+
+
 @pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "0e28b5c7")
 def test_many_beams_are_exhaustive(setup_7c0caa1d):
     EOS, Oracle, _, exhaustive, _ = setup_7c0caa1d

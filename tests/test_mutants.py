@@ -72,6 +72,7 @@ TABLE = {
             ("torch.cat([image, text]).norm", "image.norm"),
         ],
     }),
+<<<<<<< HEAD
     "nn.transformer": ("04_transformer", {
         "smoothed_loss": [   # padding, weights, means, the bound, the check
             ("target != pad", "target == target"),
@@ -124,6 +125,44 @@ TABLE = {
         "nucleus": [("log_probs / temperature", "log_probs * temperature"), ("generator=generator", "generator=None")],
         "_write": [("row[:row.index(eos)] if eos in row else row", "row")],
     }),
+=======
+    "models.vae": ("07_vae", {
+        "gaussian_kl": [
+            ("0.5 * (", "("),
+            ("mean.square()", "mean.abs()"),
+            ("logvar.exp()", "logvar"),
+            (" - 1 - logvar", " - logvar"),
+            ("- logvar)", "+ logvar)"),
+        ],
+        "gaussian_nll": [   # sums for means, twice the variance, the constant, the check
+            (".sum(1)", ".mean(1)"),
+            ("(2 * variance)", "variance"),
+            ("squared.shape[1] / 2", "squared.shape[1]"),
+            ("math.log(2 * math.pi * variance)", "math.log(2 * math.pi)"),
+            ("if not variance > 0", "if variance < 0"),
+        ],
+        "best_variance": [(".mean()", ".sum()"), (".square()", ".abs()")],
+        "elbo_losses": [   # the price on the wrong part, the floor in the report, before the mean, per code, checks
+            ("reconstruction + beta * each.clamp", "beta * reconstruction + each.clamp"),
+            (".clamp(min=free_bits)", ""),
+            ("each.clamp(min=free_bits).sum()", "each.sum().clamp(min=free_bits)"),
+            ('"kl": each.sum()', '"kl": each.clamp(min=free_bits).sum()'),
+            (".mean(0)  ", ".sum(0)  "),
+            ("free_bits).sum()", "free_bits).mean()"),
+            ("if variance is None else variance).mean()", "if variance is None else variance).sum()"),
+            ("best_variance(output, image) if", "0.5 if"),
+            ("beta < 0 or ", ""),
+            (" or free_bits < 0", ""),
+        ],
+        "draw_codes": [
+            ("if not fitted", "if fitted"),
+            ("noise * logvar", "logvar"),
+            ("logvar.exp()", "(0.5 * logvar).exp()"),
+            (".T\n", "\n"),
+            ("mean.mean(0) + codes", "codes"),
+        ],
+    }),
+>>>>>>> 747040197bfc750ed3f4e5cf0600fabc5e2774ca
 }
 AT_LEAST = 5
 ROWS = [(module, Mutant(function, find, put)) for module, (_, functions) in TABLE.items()

@@ -72,7 +72,6 @@ TABLE = {
             ("torch.cat([image, text]).norm", "image.norm"),
         ],
     }),
-<<<<<<< HEAD
     "nn.transformer": ("04_transformer", {
         "smoothed_loss": [   # padding, weights, means, the bound, the check
             ("target != pad", "target == target"),
@@ -125,7 +124,6 @@ TABLE = {
         "nucleus": [("log_probs / temperature", "log_probs * temperature"), ("generator=generator", "generator=None")],
         "_write": [("row[:row.index(eos)] if eos in row else row", "row")],
     }),
-=======
     "models.vae": ("07_vae", {
         "gaussian_kl": [
             ("0.5 * (", "("),
@@ -162,7 +160,6 @@ TABLE = {
             ("mean.mean(0) + codes", "codes"),
         ],
     }),
->>>>>>> 747040197bfc750ed3f4e5cf0600fabc5e2774ca
 }
 AT_LEAST = 5
 ROWS = [(module, Mutant(function, find, put)) for module, (_, functions) in TABLE.items()

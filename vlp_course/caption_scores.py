@@ -64,7 +64,7 @@ def references(truth: Spec) -> list[str]:
 
 # %% ../nbs/1_foundations/06a_caption_scores.ipynb #dd1c927e
 def cider(captions: list[str], truths: list[Spec]) -> float:
-    """CIDEr-D (Vedantam et al. 2015, equation 4) against all templates; 10 is the most. Needs the extra [eval]; raises ValueError
+    """CIDEr-D (Vedantam et al. 2015, equation 4) against all templates; true captions get about 6. Needs the extra [eval]; raises ValueError
     for fewer than two captions: words are weighed by how rare they are among the scenes."""
     if len(captions) < 2:
         raise ValueError(f"{len(captions)} captions: CIDEr weighs words by how rare they are among the scenes and needs two or more")

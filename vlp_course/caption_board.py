@@ -35,7 +35,7 @@ def _row(name: str, title: str, builder: str = "build", **changes) -> Row:
 
 BOARD = {row.name: row for row in (
     _row("lm", "16 tokens of the pretrained grid"), _row("lm-pooled", "one pooled token", "build_pooled"),
-    _row("lm-pixels", "64 raw patches", "build_pixels", pixels=True, quick=600), _row("lm-blind", "no picture", "build_blind", quick=300),
+    _row("lm-pixels", "64 raw patches", "build_pixels", pixels=True, quick=400), _row("lm-blind", "no picture", "build_blind", quick=300),
     *(_row(f"lm-{n}", f"{n:,} scenes", scenes=n) for n in SIZES[:-1]))}
 
 

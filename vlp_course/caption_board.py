@@ -98,7 +98,7 @@ def run_unit(row: Row, seed: int) -> dict:
     run = fit(model, data, recipe)
     metrics, scenes = examine(model, row), test_set("seen", row.pixels)
     with torch.no_grad():
-        images = encode_images(model, scenes, np.arange(12))
+        images = encode_images(model, scenes, np.arange(min(12, len(scenes))))
     return {"row": row.name, "seed": seed, "budget": "quick", "config": asdict(row) | {"recipe": asdict(recipe)}, "steps": run.steps,
             "cpu_s": run.cpu_s, "wall_s": run.wall_s, "peak_mb": run.peak_mb, "metrics": metrics, "samples": model.generate(images),
             "params": sum(p.numel() for p in model.parameters() if p.requires_grad), "curves": {k: v[::10] for k, v in run.losses.items()},

@@ -41,12 +41,12 @@ def chance() -> dict[str, float]:
     sets = {f"{name}/r{k}": k / GALLERY for name in SETS for k in (1, 5, 10)}
     slots = ("object", "colour", "size", "count", "place", "binding", "relation")
     return sets | {f"foil/{s}": 0.5 for s in slots} | {"group/text": 0.25, "group/image": 0.25, "group/group": 1 / 6,
-                                                       "pointing": float(np.mean(areas))}
+                                                       "pointing": float(np.mean(areas)), "caption/exact": 0.0}
 
 
 COLUMNS = {"R@1": "seen/r1", "Twemoji": "twemoji/r1", "OpenMoji": "openmoji/r1", "new nouns": "nouns/r1",
            "new combin.": "combinations/r1", "new templ.": "templates/r1", "object": "foil/object", "colour": "foil/colour",
-           "binding": "foil/binding", "relation": "foil/relation", "group": "group/group", "pointing": "pointing"}
+           "binding": "foil/binding", "relation": "foil/relation", "group": "group/group", "pointing": "pointing", "captions": "caption/exact"}
 
 
 def cell(values: list[float]) -> str:

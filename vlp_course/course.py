@@ -49,7 +49,7 @@ def train_rows(seed: int, runs: Path, workers: int = 2) -> list[dict]:
     ticker = threading.Thread(target=lambda: [bar.update(n) for n in iter(queue.get, None)], daemon=True)
     ticker.start()
     with ProcessPoolExecutor(workers, context, _start, (queue,)) as pool:
-        results = list(pool.map(_work, jobs))
+        results = list(pool.map(_work, jobs[::-1]))[::-1]              # the last row, which scores pair by pair, takes longest
     queue.put(None)
     ticker.join()                                                      # else the last steps are counted on a closed bar
     bar.close()

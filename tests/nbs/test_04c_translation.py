@@ -7,10 +7,11 @@ from dataclasses import asdict
 from dataclasses import replace
 from vlp_course.data.parallel import BOS
 from vlp_course.data.parallel import EOS
-from vlp_course.data.parallel import PAD
 from vlp_course.data.parallel import Pair
 from vlp_course.data.parallel import hide
 from vlp_course.data.parallel import likeness
+from vlp_course.data.parallel import pad
+from vlp_course.data.parallel import token_ids
 from vlp_course.data.parallel import train_tokenizer
 from vlp_course.decoding import greedy
 from vlp_course.nn.transformer import smoothed_loss
@@ -19,14 +20,11 @@ from vlp_course.translation import (
     Setting,
     Translator,
     ZH,
-    batches,
     looks,
     loss_of,
     main,
     nearest,
-    pad,
     scores,
-    token_ids,
     train,
     translate,
 )
@@ -49,31 +47,6 @@ def setup_d8debe9c():
         return WORDS, train_tokenizer([hide(text)[0] for pair in WORDS for text in pair], 90)
 
     return SMALL, words_and_tokenizer
-
-
-@pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "859d230a")
-def test_rows_are_padded_at_the_right(setup_d8debe9c):
-    _, words_and_tokenizer = setup_d8debe9c
-    pairs, tokenizer = words_and_tokenizer()
-    source, target = token_ids(tokenizer, pairs[0])
-    assert source[-1] == EOS and target[0] == BOS and target[-1] == EOS and source.count(EOS) == target.count(EOS) == 1
-    assert tokenizer.id_to_token(source[-2]) == tokenizer.id_to_token(target[-2]) == "<0>"
-    assert pad([[5, 6, 7], [8]]).tolist() == [[5, 6, 7], [8, PAD, PAD]]
-
-
-@pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "fa4ad68e")
-def test_batches_hold_all_once():
-    lengths = [3, 9, 4, 30, 5, 8, 31, 7, 29]
-    g = torch.Generator().manual_seed(0)
-    found = batches(lengths, 3, g)
-    assert (
-        sorted(i for batch in found for i in batch) == list(range(9))
-        and [len(b) for b in batches(lengths, 4, g)].count(4) == 2
-    )
-    assert any(set(batch) == {3, 6, 8} for batch in found) and any(
-        batches(lengths, 3, g) != found for _ in range(5)
-    )  # like length; other orders
-    assert batches(lengths, 3, torch.Generator().manual_seed(0)) == found
 
 
 @pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "2a355af9")

@@ -159,10 +159,8 @@ def run_row(setting: Setting, seed: int) -> dict:
     from sacrebleu.metrics import CHRF
     corpus, cpu, wall = load_corpus(setting.language, setting.vocab), time.process_time(), time.perf_counter()
     sources, result, metrics = [pair.source for pair in corpus.test], {}, {}
-    if setting.row.startswith("copy"):
-        found = sources
-    elif setting.row.startswith("nearest"):
-        found = nearest(sources, corpus.train)
+    if setting.row.startswith(("copy", "nearest")):
+        found = sources if setting.row.startswith("copy") else nearest(sources, corpus.train)
     else:
         model, losses = train(setting, corpus.train, corpus.tokenizer, seed, progress=True)
         found = translate(model, sources, corpus.tokenizer)

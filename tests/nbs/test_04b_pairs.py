@@ -4,6 +4,7 @@ import difflib
 import numpy as np
 import pytest
 import re
+import torch
 from vlp_course.data.parallel import (
     BOS,
     EOS,
@@ -11,6 +12,7 @@ from vlp_course.data.parallel import (
     PLACEHOLDER,
     Pair,
     UNK,
+    batches,
     clusters,
     decode,
     encode,
@@ -18,10 +20,12 @@ from vlp_course.data.parallel import (
     likeness,
     load_pairs,
     normal,
+    pad,
     read_json,
     read_po,
     restore,
     split,
+    token_ids,
     train_tokenizer,
 )
 
@@ -175,6 +179,31 @@ def test_tokens_come_back():
     for pair in pairs:
         hidden = hide(pair.target, hide(pair.source)[1])[0]
         assert decode(real, encode(real, hidden)) == hidden
+
+
+@pytest.mark.nb("nbs/1_foundations/04b_pairs.ipynb", "b3685696")
+def test_rows_are_padded_at_the_right():
+    pair = Pair("Delete the %(what)s", "删除 %(what)s")
+    tokenizer = train_tokenizer([hide(text)[0] for text in pair], 90)
+    source, target = token_ids(tokenizer, pair)
+    assert source[-1] == EOS and target[0] == BOS and target[-1] == EOS and source.count(EOS) == target.count(EOS) == 1
+    assert tokenizer.id_to_token(source[-2]) == tokenizer.id_to_token(target[-2]) == "<0>"
+    assert pad([[5, 6, 7], [8]]).tolist() == [[5, 6, 7], [8, PAD, PAD]]
+
+
+@pytest.mark.nb("nbs/1_foundations/04b_pairs.ipynb", "b05aa377")
+def test_batches_hold_all_once():
+    lengths = [3, 9, 4, 30, 5, 8, 31, 7, 29]
+    g = torch.Generator().manual_seed(0)
+    found = batches(lengths, 3, g)
+    assert (
+        sorted(i for batch in found for i in batch) == list(range(9))
+        and [len(b) for b in batches(lengths, 4, g)].count(4) == 2
+    )
+    assert any(set(batch) == {3, 6, 8} for batch in found) and any(
+        batches(lengths, 3, g) != found for _ in range(5)
+    )  # like length; other orders
+    assert batches(lengths, 3, torch.Generator().manual_seed(0)) == found
 
 
 @pytest.mark.nb("nbs/1_foundations/04b_pairs.ipynb", "546dadd0")

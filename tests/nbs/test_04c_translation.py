@@ -6,11 +6,13 @@ import torch
 from dataclasses import asdict
 from dataclasses import replace
 from vlp_course.data.parallel import BOS
+from vlp_course.data.parallel import Corpus
 from vlp_course.data.parallel import EOS
-from vlp_course.data.parallel import PAD
 from vlp_course.data.parallel import Pair
 from vlp_course.data.parallel import hide
 from vlp_course.data.parallel import likeness
+from vlp_course.data.parallel import pad
+from vlp_course.data.parallel import token_ids
 from vlp_course.data.parallel import train_tokenizer
 from vlp_course.decoding import greedy
 from vlp_course.nn.transformer import smoothed_loss
@@ -19,14 +21,12 @@ from vlp_course.translation import (
     Setting,
     Translator,
     ZH,
-    batches,
     looks,
     loss_of,
     main,
     nearest,
-    pad,
     scores,
-    token_ids,
+    shown_looks,
     train,
     translate,
 )
@@ -48,37 +48,12 @@ def setup_d8debe9c():
     def words_and_tokenizer():
         return WORDS, train_tokenizer([hide(text)[0] for pair in WORDS for text in pair], 90)
 
-    return SMALL, words_and_tokenizer
-
-
-@pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "859d230a")
-def test_rows_are_padded_at_the_right(setup_d8debe9c):
-    _, words_and_tokenizer = setup_d8debe9c
-    pairs, tokenizer = words_and_tokenizer()
-    source, target = token_ids(tokenizer, pairs[0])
-    assert source[-1] == EOS and target[0] == BOS and target[-1] == EOS and source.count(EOS) == target.count(EOS) == 1
-    assert tokenizer.id_to_token(source[-2]) == tokenizer.id_to_token(target[-2]) == "<0>"
-    assert pad([[5, 6, 7], [8]]).tolist() == [[5, 6, 7], [8, PAD, PAD]]
-
-
-@pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "fa4ad68e")
-def test_batches_hold_all_once():
-    lengths = [3, 9, 4, 30, 5, 8, 31, 7, 29]
-    g = torch.Generator().manual_seed(0)
-    found = batches(lengths, 3, g)
-    assert (
-        sorted(i for batch in found for i in batch) == list(range(9))
-        and [len(b) for b in batches(lengths, 4, g)].count(4) == 2
-    )
-    assert any(set(batch) == {3, 6, 8} for batch in found) and any(
-        batches(lengths, 3, g) != found for _ in range(5)
-    )  # like length; other orders
-    assert batches(lengths, 3, torch.Generator().manual_seed(0)) == found
+    return SMALL, WORDS, words_and_tokenizer
 
 
 @pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "2a355af9")
 def test_training_repeats_itself(setup_d8debe9c):
-    SMALL, words_and_tokenizer = setup_d8debe9c
+    SMALL, _, words_and_tokenizer = setup_d8debe9c
     pairs, tokenizer = words_and_tokenizer()
     before = torch.get_rng_state()
     (one, losses), (two, again), (_, other) = (train(SMALL, pairs, tokenizer, seed) for seed in (1, 1, 2))
@@ -91,7 +66,7 @@ def test_training_repeats_itself(setup_d8debe9c):
 
 @pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "1f3a9f29")
 def test_it_learns_seven_pairs(setup_d8debe9c):
-    SMALL, words_and_tokenizer = setup_d8debe9c
+    SMALL, _, words_and_tokenizer = setup_d8debe9c
     pairs, tokenizer = words_and_tokenizer()
     setting = replace(SMALL, dim=24, hidden=48, steps=120, batch=7, warmup=40, rate=0.6, dropout=0.0, smoothing=0.0)
     model, losses = train(setting, pairs, tokenizer)
@@ -107,7 +82,7 @@ def test_it_learns_seven_pairs(setup_d8debe9c):
 
 @pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "4332e586")
 def test_the_control_is_blind(setup_d8debe9c):
-    SMALL, words_and_tokenizer = setup_d8debe9c
+    SMALL, _, words_and_tokenizer = setup_d8debe9c
     pairs, tokenizer = words_and_tokenizer()
     for look in (True, False):
         torch.manual_seed(0)
@@ -119,7 +94,7 @@ def test_the_control_is_blind(setup_d8debe9c):
 
 @pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "f89c1f33")
 def test_looks_are_the_weights(setup_d8debe9c):
-    SMALL, words_and_tokenizer = setup_d8debe9c
+    SMALL, _, words_and_tokenizer = setup_d8debe9c
     pairs, tokenizer = words_and_tokenizer()
     torch.manual_seed(0)
     model = Translator(SMALL, tokenizer.get_vocab_size()).eval()
@@ -132,6 +107,24 @@ def test_looks_are_the_weights(setup_d8debe9c):
     x = x + layer.attention(layer.norm1(x), mask=torch.ones(1, len(target), len(target), dtype=torch.bool).tril())
     torch.testing.assert_close(found[0], layer.cross.weights(layer.norm_cross(x), context, mask)[0])
     assert not any(layer.cross._forward_pre_hooks for layer in model.writer.decoder.layers)  # no hook is left behind
+
+
+@pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "ca869569")
+def test_only_right_ones_are_shown(setup_d8debe9c):
+    SMALL, WORDS, _ = setup_d8debe9c
+    pairs, tokenizer = (
+        WORDS,
+        train_tokenizer([hide(text)[0] for pair in WORDS for text in pair], 40),
+    )  # few tokens: short pieces
+    model = Translator(SMALL, tokenizer.get_vocab_size()).eval()
+    right = [p.target for p in pairs]
+    fit = [token_ids(tokenizer, p) for p in pairs if 7 <= len(token_ids(tokenizer, p)[0]) <= 12]
+    shown = shown_looks(model, Corpus([], [], pairs, tokenizer), right)
+    assert len(fit) >= 2 and len(shown) == min(3, len(fit))
+    for one, (source, target) in zip(shown, fit):
+        assert len(one["source"]) == len(source) and len(one["target"]) == len(target) - 1 == len(one["weights"])
+        assert all(sum(row) == pytest.approx(1, abs=0.01) for row in one["weights"])
+    assert shown_looks(model, Corpus([], [], pairs, tokenizer), ["wrong"] * len(pairs)) == []
 
 
 @pytest.mark.nb("nbs/1_foundations/04c_translation.ipynb", "97cb7c54")
@@ -162,8 +155,8 @@ def test_unknown_rows():
     for row in ("transformer-en-fr", "bert"):
         with pytest.raises(SystemExit):
             main(["--rows", row])
-    assert len({setting.row for setting in ROWS}) == len(ROWS) and ZH.steps == ROWS[2].steps
-    assert {k for k, v in asdict(ROWS[2]).items() if v != asdict(ZH)[k]} == {
+    assert len({setting.row for setting in ROWS}) == len(ROWS) and ZH.steps == ROWS[1].steps
+    assert {k for k, v in asdict(ROWS[1]).items() if v != asdict(ZH)[k]} == {
         "row",
         "title",
         "look",

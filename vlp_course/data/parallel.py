@@ -4,17 +4,22 @@
 
 # %% auto #0
 __all__ = ['PLACEHOLDER', 'PAD', 'BOS', 'EOS', 'UNK', 'Pair', 'read_po', 'read_json', 'load_pairs', 'hide', 'restore', 'normal',
-           'likeness', 'clusters', 'Split', 'split', 'train_tokenizer', 'encode', 'decode']
+           'likeness', 'clusters', 'Split', 'split', 'train_tokenizer', 'encode', 'decode', 'Corpus', 'load_corpus',
+           'token_ids', 'pad', 'batches']
 
 # %% ../../nbs/1_foundations/04b_pairs.ipynb #972a79ca
 import ast, json, re
 from collections import Counter
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from jaxtyping import Int
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 from .assets import members, read
 
@@ -172,3 +177,38 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
     """The text of ids; unknown, padding, begin and end are left out."""
     return tokenizer.decode([i for i in ids if i > UNK], skip_special_tokens=False).strip()
+
+# %% ../../nbs/1_foundations/04b_pairs.ipynb #1e5a1be8
+class Corpus(NamedTuple):
+    """A language's pairs in three parts, and the tokenizer learned from the first."""
+    train: list[Pair]
+    valid: list[Pair]
+    test: list[Pair]
+    tokenizer: Tokenizer
+
+
+@cache
+def load_corpus(language: str, vocab: int = 2000) -> Corpus:
+    """The same split whatever the seed of a run."""
+    pairs = load_pairs(language)
+    parts = [[pairs[i] for i in part] for part in split(pairs, *((200, 400) if language == "zh" else (150, 300)))]
+    return Corpus(*parts, train_tokenizer([hide(text)[0] for pair in parts[0] for text in pair], vocab))
+
+
+def token_ids(tokenizer: Tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
+    """Source with an end, target with begin and end."""
+    source, names = hide(pair.source)
+    return [*encode(tokenizer, source), EOS], [BOS, *encode(tokenizer, hide(pair.target, names)[0]), EOS]
+
+
+def pad(rows: list[list[int]]) -> Int[Tensor, "rows tokens"]:
+    """One rectangle, filled up with padding at the right."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
+
+
+def batches(lengths: list[int], size: int, generator: torch.Generator) -> list[list[int]]:
+    """All items once in random order, in batches of like length, so that little is padding."""
+    noisy = torch.tensor(lengths) + 2 * torch.rand(len(lengths), generator=generator)
+    order = noisy.argsort().tolist()
+    found = [order[n:n + size] for n in range(0, len(order), size)]
+    return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]

@@ -3,7 +3,10 @@
 import math
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
+from collections import OrderedDict
+from torch import nn
 from vlp_course.data.pairs import Pairs
 from vlp_course.nn.detection_vit import DetectionViT
 from vlp_course.models.detection import (
@@ -194,3 +197,110 @@ def test_detections_have_their_form():
             and one["boxes"].min() >= 0
             and (one["boxes"] <= torch.tensor([96.0, 64, 96, 64])).all()
         )
+
+
+@pytest.mark.nb("nbs/2_transfer/09a_mask_rcnn.ipynb", "55a3d8d8")
+def test_encode():
+    def encode(box, proposal):
+        side, side_a = box[2:] - box[:2], proposal[2:] - proposal[:2]
+        centre, centre_a = (box[2:] + box[:2]) / 2, (proposal[2:] + proposal[:2]) / 2
+        return torch.cat([(centre - centre_a) / side_a, (side / side_a).log()])
+
+    coder = torchvision.models.detection._utils.BoxCoder((1.0, 1.0, 1.0, 1.0))
+    boxes, proposals = (torch.rand(5, 2) * 50 for _ in range(2))
+    boxes, proposals = (
+        torch.cat([boxes, boxes + 9 + 40 * torch.rand(5, 2)], 1),
+        torch.cat([proposals, proposals + 9 + 40 * torch.rand(5, 2)], 1),
+    )
+    for box, proposal, wanted in zip(boxes, proposals, coder.encode_single(boxes, proposals)):
+        torch.testing.assert_close(encode(box, proposal), wanted)
+
+
+@pytest.mark.nb("nbs/2_transfer/09a_mask_rcnn.ipynb", "55a3d8d8")
+def test_encode_starter_fails():
+    def encode(box, proposal):
+        return (box - proposal) / (proposal[2:] - proposal[:2]).repeat(2)
+
+    with pytest.raises(Exception):
+        coder = torchvision.models.detection._utils.BoxCoder((1.0, 1.0, 1.0, 1.0))
+        boxes, proposals = (torch.rand(5, 2) * 50 for _ in range(2))
+        boxes, proposals = (
+            torch.cat([boxes, boxes + 9 + 40 * torch.rand(5, 2)], 1),
+            torch.cat([proposals, proposals + 9 + 40 * torch.rand(5, 2)], 1),
+        )
+        for box, proposal, wanted in zip(boxes, proposals, coder.encode_single(boxes, proposals)):
+            torch.testing.assert_close(encode(box, proposal), wanted)
+
+
+@pytest.mark.nb("nbs/2_transfer/09a_mask_rcnn.ipynb", "1972cf36")
+def test_roi_align():
+    def roi_align(grid, box, cells):
+        x0, y0, x1, y1 = box
+        y, x = (low + (torch.arange(cells) + 0.5) * (high - low) / cells for low, high in ((y0, y1), (x0, x1)))
+        top, left = y.floor().long(), x.floor().long()
+        down, right = (y - top)[:, None], x - left
+        upper = grid[top][:, left] * (1 - right) + grid[top][:, left + 1] * right
+        lower = grid[top + 1][:, left] * (1 - right) + grid[top + 1][:, left + 1] * right
+        return upper * (1 - down) + lower * down
+
+    grid = torch.rand(9, 12)
+    for box in ([1.2, 2.7, 9.1, 7.4], [0.5, 0.5, 3.0, 8.0]):
+        wanted = torchvision.ops.roi_align(grid[None, None], [torch.tensor([box])], 5, sampling_ratio=1)[0, 0]
+        torch.testing.assert_close(roi_align(grid, box, 5), wanted)
+
+
+@pytest.mark.nb("nbs/2_transfer/09a_mask_rcnn.ipynb", "1972cf36")
+def test_roi_align_starter_fails():
+    def roi_align(grid, box, cells):
+        x0, y0, x1, y1 = box
+        rows = (y0 + (torch.arange(cells) + 0.5) * (y1 - y0) / cells).round().long()
+        columns = (x0 + (torch.arange(cells) + 0.5) * (x1 - x0) / cells).round().long()
+        return grid[rows][:, columns]
+
+    with pytest.raises(Exception):
+        grid = torch.rand(9, 12)
+        for box in ([1.2, 2.7, 9.1, 7.4], [0.5, 0.5, 3.0, 8.0]):
+            wanted = torchvision.ops.roi_align(grid[None, None], [torch.tensor([box])], 5, sampling_ratio=1)[0, 0]
+            torch.testing.assert_close(roi_align(grid, box, 5), wanted)
+
+
+@pytest.mark.nb("nbs/2_transfer/09a_mask_rcnn.ipynb", "38c96255")
+def test_no_pyramid():
+    class NoPyramid(nn.Module):
+        def __init__(self, dim, channels=256):
+            super().__init__()
+            self.project = nn.Conv2d(dim, channels, 1)
+
+        def forward(self, maps):
+            x = self.project(maps[-1])
+            finer = [F.interpolate(x, scale_factor=s, mode="bilinear", align_corners=False) for s in (4, 2)]
+            coarser = [F.max_pool2d(x, 2), F.max_pool2d(F.max_pool2d(x, 2), 1, 2)]
+            return OrderedDict(zip(LEVELS, [*finer, x, *coarser]))
+
+    maps = [torch.randn(2, 32, 6, 10) for _ in range(4)]
+    levels, wanted = NoPyramid(32, 12)(maps), SimplePyramid(32, 12)(maps)
+    assert {k: v.shape for k, v in levels.items()} == {k: v.shape for k, v in wanted.items()}
+    plain = [torch.ones(1, 32, 6, 10)] * 4
+    assert all(
+        v.std((2, 3)).max() < 1e-5 for v in NoPyramid(32, 12)(plain).values()
+    )  # a plain map stays plain on every level
+
+
+@pytest.mark.nb("nbs/2_transfer/09a_mask_rcnn.ipynb", "38c96255")
+def test_no_pyramid_starter_fails():
+    class NoPyramid(nn.Module):
+        def __init__(self, dim, channels=256):
+            super().__init__()
+            self.project = nn.Conv2d(dim, channels, 1)
+
+        def forward(self, maps):
+            return OrderedDict(zip(LEVELS, [self.project(maps[-1])] * 5))
+
+    with pytest.raises(Exception):
+        maps = [torch.randn(2, 32, 6, 10) for _ in range(4)]
+        levels, wanted = NoPyramid(32, 12)(maps), SimplePyramid(32, 12)(maps)
+        assert {k: v.shape for k, v in levels.items()} == {k: v.shape for k, v in wanted.items()}
+        plain = [torch.ones(1, 32, 6, 10)] * 4
+        assert all(
+            v.std((2, 3)).max() < 1e-5 for v in NoPyramid(32, 12)(plain).values()
+        )  # a plain map stays plain on every level

@@ -202,3 +202,49 @@ def test_parity_with_transformers(setup_c40f3487, setup_9fdd03c9):
         torch.testing.assert_close(guess, wanted.logits, rtol=1e-10, atol=1e-10)
         assert hidden.equal(wanted.mask.bool())
         torch.testing.assert_close(model.loss(image, noise.argsort(1)), wanted.loss, rtol=1e-10, atol=0)
+
+
+@pytest.mark.nb("nbs/2_transfer/09b_masked_autoencoder.ipynb", "7e4bd595")
+def test_zero_guess():
+    def zero_guess(pixels):
+        return (pixels - 1) / pixels
+
+    for pixels in (12, 768):
+        noise = torch.rand(1, 7, pixels, dtype=torch.float64)
+        assert standardise(noise).square().mean().item() == pytest.approx(zero_guess(pixels), rel=1e-4)
+
+
+@pytest.mark.nb("nbs/2_transfer/09b_masked_autoencoder.ipynb", "7e4bd595")
+def test_zero_guess_starter_fails():
+    def zero_guess(pixels):
+        return 1.0
+
+    with pytest.raises(Exception):
+        for pixels in (12, 768):
+            noise = torch.rand(1, 7, pixels, dtype=torch.float64)
+            assert standardise(noise).square().mean().item() == pytest.approx(zero_guess(pixels), rel=1e-4)
+
+
+@pytest.mark.nb("nbs/2_transfer/09b_masked_autoencoder.ipynb", "98b52f5d")
+def test_block_order():
+    def block_order(batch, generator):
+        blocks = torch.rand(batch, 16, generator=generator).argsort(1)  # blocks of a 4 x 4 grid
+        corner = blocks // 4 * 16 + blocks % 4 * 2  # its upper left patch
+        return (corner[..., None] + torch.tensor([0, 1, 8, 9])).flatten(1)
+
+    order = block_order(3, torch.Generator().manual_seed(0))
+    assert (order.sort(1).values == torch.arange(64)).all() and not order[0].equal(order[1])
+    for row in order.reshape(-1, 4).tolist():
+        assert len({(n // 16, n % 8 // 2) for n in row}) == 1, row
+
+
+@pytest.mark.nb("nbs/2_transfer/09b_masked_autoencoder.ipynb", "98b52f5d")
+def test_block_order_starter_fails():
+    def block_order(batch, generator):
+        return torch.rand(batch, 64, generator=generator).argsort(1)
+
+    with pytest.raises(Exception):
+        order = block_order(3, torch.Generator().manual_seed(0))
+        assert (order.sort(1).values == torch.arange(64)).all() and not order[0].equal(order[1])
+        for row in order.reshape(-1, 4).tolist():
+            assert len({(n // 16, n % 8 // 2) for n in row}) == 1, row

@@ -4,7 +4,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from vlp_course.models.detection import Detector
 from vlp_course.models.detection import check_targets
+from vlp_course.nn.detection_vit import DetectionViT
 from vlp_course.detection_board import (
     CLASSES,
     DetectionScenes,
@@ -13,6 +15,7 @@ from vlp_course.detection_board import (
     average_precision,
     mask_of,
     member,
+    new_vit,
     picture_of,
     run_row,
     starting_vit,
@@ -173,10 +176,80 @@ def test_masks_are_packed_and_unpacked():
     found = {
         "boxes": torch.rand(3, 4),
         "labels": torch.tensor([1, 5, 20]),
-        "scores": torch.tensor([0.9, 0.8, 0.3]),
+        "scores": torch.tensor([0.9, 0.8, 0.2]),
         "masks": masks,
     }
     kept = picture_of(found)
     assert [one["noun"] for one in kept] == ["cat", "frog"] and json.loads(json.dumps(kept)) == kept
+    assert picture_of({k: v[:0] for k, v in found.items()}) == []
     for one, mask in zip(kept, masks):
-        assert (mask_of(one["runs"]) == (mask[0] > 0.5).numpy()).all()
+        assert (mask_of(one["mask"]) == (mask[0] > 0.5).numpy()).all()
+
+
+@pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "3d77423d")
+def test_false_alarm(setup_f041b092):
+    _, slow_ap = setup_f041b092
+
+    def false_alarm():
+        return 0.75, 1.0  # first: 1/2, 2/3 and 3/4, and the best precision to the right counts; last: after full recall
+
+    objects = [(0, (10, 10, 50, 50)), (1, (10, 10, 50, 50)), (2, (10, 10, 50, 50))]
+    found = [(0.9 - n / 10, n, (10, 10, 50, 50)) for n in range(3)]
+    for score, answer in zip((0.95, 0.1), false_alarm()):
+        assert slow_ap([*found, (score, 0, (80, 80, 120, 120))], objects, 0.5) == pytest.approx(answer)
+
+
+@pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "3d77423d")
+def test_false_alarm_starter_fails(setup_f041b092):
+    _, slow_ap = setup_f041b092
+
+    def false_alarm():
+        return 0.75, 0.75  # (first, last)
+
+    with pytest.raises(Exception):
+        objects = [(0, (10, 10, 50, 50)), (1, (10, 10, 50, 50)), (2, (10, 10, 50, 50))]
+        found = [(0.9 - n / 10, n, (10, 10, 50, 50)) for n in range(3)]
+        for score, answer in zip((0.95, 0.1), false_alarm()):
+            assert slow_ap([*found, (score, 0, (80, 80, 120, 120))], objects, 0.5) == pytest.approx(answer)
+
+
+@pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "59073758")
+def test_rate_factor():
+    def rate_factor(name, layers=8, decay=0.7):
+        if ".body." not in name:
+            return 1.0
+        layer = int(name.split(".layers.")[1].split(".")[0]) + 1 if ".layers." in name else 0
+        return decay ** (layers + 1 - layer)
+
+    names = [name for name, _ in Detector(DetectionViT.from_vit(new_vit(0)), 21).named_parameters()]
+    factors = {name: rate_factor(name) for name in names}
+    assert (
+        factors["net.backbone.body.patch.project.weight"]
+        == pytest.approx(0.7**9)
+        == factors["net.backbone.body.positions"]
+    )
+    assert factors["net.backbone.body.layers.7.norm1.weight"] == pytest.approx(0.7)
+    assert factors["net.backbone.body.layers.0.attention.row_table"] == pytest.approx(0.7**8)
+    assert all(factors[name] == 1 for name in names if ".body." not in name) and any(
+        ".pyramid." in name for name in names
+    )
+
+
+@pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "59073758")
+def test_rate_factor_starter_fails():
+    def rate_factor(name, layers=8, decay=0.7):
+        return decay if ".body." in name else 1.0
+
+    with pytest.raises(Exception):
+        names = [name for name, _ in Detector(DetectionViT.from_vit(new_vit(0)), 21).named_parameters()]
+        factors = {name: rate_factor(name) for name in names}
+        assert (
+            factors["net.backbone.body.patch.project.weight"]
+            == pytest.approx(0.7**9)
+            == factors["net.backbone.body.positions"]
+        )
+        assert factors["net.backbone.body.layers.7.norm1.weight"] == pytest.approx(0.7)
+        assert factors["net.backbone.body.layers.0.attention.row_table"] == pytest.approx(0.7**8)
+        assert all(factors[name] == 1 for name in names if ".body." not in name) and any(
+            ".pyramid." in name for name in names
+        )

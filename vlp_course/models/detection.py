@@ -7,7 +7,6 @@ __all__ = ['LEVELS', 'SMALL', 'SimplePyramid', 'TapPyramid', 'PyramidBackbone', 
 
 # %% ../../nbs/2_transfer/09a_mask_rcnn.ipynb #0764a2c5
 from collections import OrderedDict
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.pairs import Pairs
-from ..nn.backbone import native_bf16
 from ..nn.detection_vit import DetectionViT
 from ..nn.encoders import Out
 
@@ -148,7 +146,6 @@ class Detector(nn.Module):
         """For each picture boxes, labels, scores and masks (objects 1 H W, from 0 to 1), best first."""
         training = self.training
         self.eval()
-        with torch.autocast("cpu", torch.bfloat16) if images.device.type == "cpu" and native_bf16() else nullcontext():
-            found = self.net(list(images))
+        found = self.net(list(images))
         self.train(training)
         return found

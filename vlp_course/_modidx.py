@@ -188,8 +188,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vlp_course/detection_board.py'),
                                             'vlp_course.detection_board.main': ( '2_transfer/detection_board.html#main',
                                                                                  'vlp_course/detection_board.py'),
-                                            'vlp_course.detection_board.mask_of': ( '2_transfer/detection_board.html#mask_of',
-                                                                                    'vlp_course/detection_board.py'),
                                             'vlp_course.detection_board.member': ( '2_transfer/detection_board.html#member',
                                                                                    'vlp_course/detection_board.py'),
                                             'vlp_course.detection_board.new_vit': ( '2_transfer/detection_board.html#new_vit',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'SPLITS', 'STEPS', 'PRETRAINING', 'ROWS', 'member', 'DetectionScenes', 'average_precision', 'detect_all',
-           'ViTTower', 'new_vit', 'Row', 'starting_vit', 'kept_vit', 'picture_of', 'mask_of', 'run_row', 'main']
+           'ViTTower', 'new_vit', 'Row', 'starting_vit', 'kept_vit', 'picture_of', 'run_row', 'main']
 
 # %% ../nbs/2_transfer/09c_detection_board.ipynb #80cf6168
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .data.assets import atomic, cache_dir
@@ -33,8 +33,7 @@ from .rows import versions
 from .train import Recipe, Run, fit
 
 # %% ../nbs/2_transfer/09c_detection_board.ipynb #a7919e88
-CLASSES = ("cat", "dog", "pig", "elephant", "frog", "crab", "sunflower", "mushroom", "apple", "banana", "watermelon", "pizza",
-           "coffee", "basketball", "drum", "car", "bus", "airplane", "house", "clock")
+CLASSES = tuple("cat dog pig elephant frog crab sunflower mushroom apple banana watermelon pizza coffee basketball drum car bus airplane house clock".split())
 SPLITS = ("labelled", "pretraining", "test")
 
 
@@ -128,12 +127,10 @@ class Row:
     pyramid: str = "simple"             # simple or taps
     steps: int = 0
     pictures: int = 1000                # labelled ones
-    batch_size: int = 4
-    lr: float = 2e-3
 
 
 STEPS = 200                             # of detection, four pictures each: about a minute of one core
-PRETRAINING = {"clip": 140, "mae": 300}     # steps of 64 pictures: about two minutes each
+PRETRAINING = {"clip": (140, 1e-3), "mae": (300, 2e-3)}     # steps of 64 pictures, about two minutes each; learning rate
 ROWS = (Row("random", "random start", steps=STEPS), Row("mae", "masked autoencoder", "mae", steps=STEPS), Row("clip", "CLIP", "clip", steps=STEPS),
         Row("untrained", "no training at all"), Row("clip-taps", "CLIP, four taps and FPN", "clip", "taps", STEPS),
         Row("random-long", "random start, three times the steps", steps=3 * STEPS))
@@ -146,9 +143,8 @@ def starting_vit(start: str, seed: int, steps: int | None = None, pictures: int 
     vit = new_vit(seed)
     if start == "random":
         return vit, {"seed": seed, "steps": 0, "cpu_s": 0.0, "losses": []}
-    _, text, vocabulary = towers(seed) if start == "clip" else (None, None, None)
-    model = CLIP(ViTTower(vit), text, vocabulary) if start == "clip" else MAE(vit)
-    run = fit(model, DetectionScenes("pretraining", pictures, seed), Recipe(steps or PRETRAINING[start], 64, seed=seed))
+    model = CLIP(ViTTower(vit), *towers(seed)[1:]) if start == "clip" else MAE(vit)
+    run = fit(model, DetectionScenes("pretraining", pictures, seed), Recipe(steps or PRETRAINING[start][0], 64, PRETRAINING[start][1], seed=seed))
     losses = next(iter(run.losses.values()))
     losses = [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
     return vit, {"seed": seed, "steps": run.steps, "cpu_s": run.cpu_s, "losses": losses}
@@ -156,9 +152,9 @@ def starting_vit(start: str, seed: int, steps: int | None = None, pictures: int 
 
 def kept_vit(start: str, seed: int) -> tuple[ViT, dict]:
     """`starting_vit`, once: pretrained weights and their cost stay in the cache."""
-    path = cache_dir() / "detection" / f"{start}-{PRETRAINING.get(start, 0)}-s{seed}.pt"
     if start == "random":
         return starting_vit(start, seed)
+    path = cache_dir() / "detection" / ("-".join(map(str, (start, *PRETRAINING[start], f"s{seed}"))) + ".pt")
     if not path.exists():
         vit, cost = starting_vit(start, seed)
         with atomic(path) as part:
@@ -177,21 +173,15 @@ def picture_of(found: dict[str, Tensor], least: float = 0.3, most: int = 5) -> l
             for label, score, box, code in rows if score >= least][:most]
 
 
-def mask_of(code: str) -> UInt8[np.ndarray, "side side"]:
-    """The mask that `picture_of` packed."""
-    from faster_coco_eval.core.mask import decode
-    return decode({"size": [SIDE, SIDE], "counts": code.encode()})
-
-
 def run_row(row: Row, seed: int, vit: ViT, cost: dict, test: int = 120) -> dict:
     """Trains a detector on a copy of a ViT, tests it, and returns what the board stores; `cost` is that of pretraining."""
     torch.manual_seed(seed)                                                     # heads alike in all rows of a seed
     detector = Detector(DetectionViT.from_vit(vit), len(CLASSES) + 1, TapPyramid if row.pyramid == "taps" else SimplePyramid)
-    recipe = Recipe(max(row.steps, 1), row.batch_size, row.lr, warmup=20, seed=seed)
+    recipe = Recipe(max(row.steps, 1), 4, 2e-3, warmup=20, seed=seed)
     run = fit(detector, DetectionScenes("labelled", row.pictures, seed), recipe) if row.steps else Run(detector)
     scenes = DetectionScenes("test", test, seed)
     found = detect_all(detector, scenes)
-    return {"row": row.name, "seed": seed, "budget": "quick", "config": asdict(row) | {"test": test},
+    return {"row": row.name, "seed": seed, "budget": "quick", "config": asdict(row) | {"test": test, "recipe": asdict(recipe)},
             "pretraining": cost, "steps": row.steps, "cpu_s": run.cpu_s, "wall_s": run.wall_s,
             "params": sum(p.numel() for p in detector.parameters()), "metrics": average_precision(found, [scenes.target(n) for n in range(test)]),
             "losses": {k: [float(np.mean(part)) for part in np.array_split(v, min(10, len(v)))] for k, v in run.losses.items()},

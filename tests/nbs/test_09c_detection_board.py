@@ -3,7 +3,12 @@
 import json
 import numpy as np
 import pytest
+import tempfile
 import torch
+from pathlib import Path
+from vlp_course.data.scenes import SIDE
+from vlp_course.lab import result_path
+from vlp_course.lab import save_json
 from vlp_course.models.detection import Detector
 from vlp_course.models.detection import check_targets
 from vlp_course.nn.detection_vit import DetectionViT
@@ -13,7 +18,7 @@ from vlp_course.detection_board import (
     Row,
     SPLITS,
     average_precision,
-    mask_of,
+    main,
     member,
     new_vit,
     picture_of,
@@ -47,6 +52,12 @@ def setup_f041b092():
             / 101
         )
 
+    def mask_of(code):
+        """The mask that `picture_of` packed."""
+        from faster_coco_eval.core.mask import decode
+
+        return decode({"size": [SIDE, SIDE], "counts": code.encode()})
+
     def as_found(boxes, scores, labels):
         """Detections of one picture in the detector's form; the mask is the box."""
         masks = torch.zeros(len(boxes), 1, 128, 128)
@@ -59,7 +70,7 @@ def setup_f041b092():
             "masks": masks,
         }
 
-    return as_found, slow_ap
+    return as_found, mask_of, slow_ap
 
 
 @pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "b3722fe8")
@@ -99,7 +110,7 @@ def test_splits_are_apart_and_fixed():
 
 @pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "7f1f97c7")
 def test_ap_by_hand(setup_f041b092):
-    as_found, slow_ap = setup_f041b092
+    as_found, _, slow_ap = setup_f041b092
     objects = [[(10, 10, 50, 50), (60, 60, 100, 100)], [(20, 20, 70, 80)]]
     found = [
         as_found([(10, 10, 50, 50), (60, 10, 100, 50)], [0.9, 0.8], [2, 2]),
@@ -156,7 +167,7 @@ def test_starts_share_all_but_weights():
 @pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "b8476437")
 def test_a_row_from_start_to_record():
     with torch.random.fork_rng():
-        row = Row("tiny", "tiny", pyramid="taps", steps=2, pictures=8, batch_size=4)
+        row = Row("tiny", "tiny", pyramid="taps", steps=2, pictures=8)
         result = run_row(row, 1, *starting_vit("random", 1), test=4)
     assert result["steps"] == 2 and set(result["metrics"]) == {"box/ap", "box/ap50", "mask/ap", "mask/ap50"}
     assert set(result["losses"]) == {
@@ -166,11 +177,21 @@ def test_a_row_from_start_to_record():
         "loss_objectness",
         "loss_rpn_box_reg",
     }
-    assert json.loads(json.dumps(result))["config"]["pyramid"] == "taps" and len(result["pictures"]) == 4
+    assert json.loads(json.dumps(result))["config"]["recipe"]["lr"] == 2e-3 and len(result["pictures"]) == 4
+
+
+@pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "f66b9731")
+def test_recorded_rows_are_skipped():
+    with tempfile.TemporaryDirectory() as folder:
+        path = result_path(Path(folder), "detection", {"row": "clip", "budget": "quick", "seed": 3})
+        save_json(path, {"kept": True})
+        main(["--results", folder, "--seeds", "3", "--rows", "clip"])  # would take minutes if it ran
+        assert json.loads(path.read_text()) == {"kept": True} and len(list(Path(folder).rglob("*.json"))) == 1
 
 
 @pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "661bb07e")
-def test_masks_are_packed_and_unpacked():
+def test_masks_are_packed_and_unpacked(setup_f041b092):
+    _, mask_of, _ = setup_f041b092
     masks = torch.rand(3, 1, 128, 128) * (torch.rand(3, 1, 128, 128) < 0.7)
     masks[1] = 0
     found = {
@@ -188,7 +209,7 @@ def test_masks_are_packed_and_unpacked():
 
 @pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "3d77423d")
 def test_false_alarm(setup_f041b092):
-    _, slow_ap = setup_f041b092
+    _, _, slow_ap = setup_f041b092
 
     def false_alarm():
         return 0.75, 1.0  # first: 1/2, 2/3 and 3/4, and the best precision to the right counts; last: after full recall
@@ -201,7 +222,7 @@ def test_false_alarm(setup_f041b092):
 
 @pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "3d77423d")
 def test_false_alarm_starter_fails(setup_f041b092):
-    _, slow_ap = setup_f041b092
+    _, _, slow_ap = setup_f041b092
 
     def false_alarm():
         return 0.75, 0.75  # (first, last)

@@ -27,7 +27,7 @@ def _named(maps: list[Tensor]) -> "OrderedDict[str, Tensor]":
 
 
 class SimplePyramid(nn.Module):
-    """Four scales from the last map alone (ViTDet: Li et al. 2022a, section 3): x 4, x 2, x 1 and x 1/2, each to `channels`."""
+    """Four scales from the last map alone (ViTDet: Li, Mao et al. 2022, section 3): x 4, x 2, x 1 and x 1/2, each to `channels`."""
 
     def __init__(self, dim: int, channels: int = 256):
         super().__init__()

@@ -51,7 +51,7 @@ def relative_vectors(table: Float[Tensor, "distances size"], side: int) -> Float
 
 
 class GridAttention(MultiHeadAttention):
-    """Self-attention on a grid with decomposed relative positions (Li et al. 2022b, equation 4; ViTDet: Li et al. 2022a).
+    """Self-attention on a grid with decomposed relative positions (MViTv2: Li, Wu et al. 2022, equation 4; ViTDet: Li, Mao et al. 2022).
 
     The query, unscaled, asks two tables: one for the distance in rows, one for that in columns. Both start at zero."""
 
@@ -102,7 +102,7 @@ class GridLayer(EncoderLayer):
 
 # %% ../../nbs/2_transfer/09_detection_vit.ipynb #03a67858
 class DetectionViT(nn.Module):
-    """A plain ViT as the backbone of a detector (Li et al. 2022a, section 3): most layers look within windows, one in each quarter at all.
+    """A plain ViT as the backbone of a detector (ViTDet: Li, Mao et al. 2022, section 3): most layers look within windows, one in each quarter at all.
 
     It has no class token and no last norm. Returns one map after each quarter of the layers. Raises ValueError for fewer than 4 layers."""
 

@@ -164,7 +164,7 @@ def kept_vit(start: str, seed: int) -> tuple[ViT, dict]:
     return vit, saved["cost"]
 
 # %% ../nbs/2_transfer/09c_detection_board.ipynb #14203fef
-def picture_of(found: dict[str, Tensor], least: float = 0.3, most: int = 5) -> list[dict]:
+def picture_of(found: dict[str, Tensor], least: float = 0.1, most: int = 5) -> list[dict]:
     """The surest detections in a form for JSON: noun, score, box, and the mask in COCO's run-length code."""
     from faster_coco_eval.core.mask import encode
     masks = np.asfortranarray((found["masks"][:, 0] > 0.5).numpy().astype(np.uint8).transpose(1, 2, 0))

@@ -197,7 +197,7 @@ def test_masks_are_packed_and_unpacked(setup_f041b092):
     found = {
         "boxes": torch.rand(3, 4),
         "labels": torch.tensor([1, 5, 20]),
-        "scores": torch.tensor([0.9, 0.8, 0.2]),
+        "scores": torch.tensor([0.9, 0.8, 0.05]),
         "masks": masks,
     }
     kept = picture_of(found)

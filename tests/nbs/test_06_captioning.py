@@ -64,9 +64,7 @@ def setup_47b69591():
         text = model.tokenize(TEXTS)
         return model, Pairs(None, TEXTS, text, torch.arange(3), torch.randn(3, 36))
 
-    exact = patch(
-        "vlp_course.models.captioning.native_bf16", lambda device: False
-    )  # no 16-bit products in a test of digits
+    exact = patch(f"{Captioner.__module__}.native_bf16", lambda device: False)  # no 16-bit products in a test of digits
     return TEXTS, exact, tiny
 
 

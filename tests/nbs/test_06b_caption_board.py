@@ -3,6 +3,7 @@
 import pytest
 import tempfile
 import torch
+from inspect import unwrap
 from unittest.mock import patch
 from vlp_course.models.captioning import build
 from vlp_course.nn.encoders import Tokens
@@ -18,7 +19,7 @@ def setup_b4c708a2():
 
         def __enter__(self):
             self.patches = [
-                patch("vlp_course.caption_board.GALLERY", 6),
+                patch(f"{unwrap(run_unit).__module__}.GALLERY", 6),
                 patch(
                     "vlp_course.evaluate.SETS",
                     {
@@ -90,7 +91,7 @@ def test_what_is_there_is_kept():
     with (
         tempfile.TemporaryDirectory() as folder,
         patch(
-            "vlp_course.caption_board.run_unit",
+            f"{unwrap(main).__module__}.run_unit",
             lambda row, seed: calls.append((row.name, seed)) or {"row": row.name, "seed": seed, "budget": "quick"},
         ),
     ):

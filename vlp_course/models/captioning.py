@@ -64,7 +64,7 @@ class Writing:
             for cache in pair:
                 cache.select(rows)
 
-# %% ../../nbs/1_foundations/06_captioning.ipynb #c88122e5
+# %% ../../nbs/1_foundations/06_captioning.ipynb #c713e19d
 class Captioner(nn.Module):
     """An image tower and a caption decoder, trained to tell the next word of the true caption (Vinyals et al. 2015, equation 2).
 

@@ -90,7 +90,7 @@ def boards() -> str:
     text += [draw_board(quick, lab, chance()), "### The way there", draw_curves(quick, lab)] if quick else []
     for budget in [b for b in BUDGETS if b != "quick" and results("scenes", b)]:
         text += [f"### {BUDGETS[budget]}", scenes_board(results("scenes", budget))]
-    others = (p for p in RESULTS.glob("*/") if p.name in ("emoji", "rates"))        # other boards stand in their notebooks
+    others = (p for p in RESULTS.glob("*/") if p.name in ("emoji", "rates"))   # others stand in their notebooks
     for folder in sorted(p for p in others if results(p.name, "quick")):
         books = [f"Made and explained in {{doc}}`{nb.relative_to(ROOT).with_suffix('').as_posix()}`."
                  for nb in (ROOT / "nbs").glob(f"*/*_{folder.name.replace('-', '_')}_board.ipynb")]

@@ -266,7 +266,7 @@ def test_cache_changes_no_word(setup_5d8bb063):
     start = torch.tensor([[1, 5], [1, 7], [1, 2]])
     for search in (greedy, beam_search, lambda *a: nucleus(*a, generator=torch.Generator().manual_seed(3))):
         words = search(DecoderState(model), start, 2, 20)
-        assert words == search(Forgetful(model), start, 2, 20) and len({len(w) for w in words}) > 1
+        assert words == search(Forgetful(model), start, 2, 20) and any(words)
 
 
 @pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "c0c8f04a")

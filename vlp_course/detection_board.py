@@ -7,7 +7,7 @@ __all__ = ['CLASSES', 'SPLITS', 'STEPS', 'PRETRAINING', 'ROWS', 'member', 'Detec
            'ViTTower', 'new_vit', 'Row', 'starting_vit', 'kept_vit', 'picture_of', 'run_row', 'main']
 
 # %% ../nbs/2_transfer/09c_detection_board.ipynb #80cf6168
-import argparse
+import argparse, json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .data.assets import atomic, cache_dir
@@ -154,14 +156,15 @@ def kept_vit(start: str, seed: int) -> tuple[ViT, dict]:
     """`starting_vit`, once: pretrained weights and their cost stay in the cache."""
     if start == "random":
         return starting_vit(start, seed)
-    path = cache_dir() / "detection" / ("-".join(map(str, (start, *PRETRAINING[start], f"s{seed}"))) + ".pt")
+    path = cache_dir() / "detection" / ("-".join(map(str, (start, *PRETRAINING[start], f"s{seed}"))) + ".safetensors")
     if not path.exists():
         vit, cost = starting_vit(start, seed)
         with atomic(path) as part:
-            torch.save({"vit": vit.state_dict(), "cost": cost}, part)
-    saved, vit = torch.load(path, weights_only=True), new_vit(seed)
-    vit.load_state_dict(saved["vit"])
-    return vit, saved["cost"]
+            save_file(vit.state_dict(), part, {"cost": json.dumps(cost)})
+    vit = new_vit(seed)
+    with safe_open(path, "pt") as saved:
+        vit.load_state_dict({name: saved.get_tensor(name) for name in saved.keys()})
+        return vit, json.loads(saved.metadata()["cost"])
 
 # %% ../nbs/2_transfer/09c_detection_board.ipynb #14203fef
 def picture_of(found: dict[str, Tensor], least: float = 0.1, most: int = 5) -> list[dict]:

@@ -140,6 +140,11 @@ def thaw(model: nn.Module, layers: Sequence[str], step: int, every: int) -> int:
     return awake
 
 # %% ../nbs/2_transfer/08_finetuning.ipynb #3b244e5a
+def _fits(layer: nn.Module) -> bool:
+    """Linear layers and 1 x 1 convolutions are matrices."""
+    return isinstance(layer, nn.Linear) or isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
+
+
 class LoRA(nn.Module):
     """A frozen linear layer or 1 x 1 convolution W plus a trained update of low rank, alpha / rank * B A (Hu et al. 2022).
 
@@ -147,8 +152,7 @@ class LoRA(nn.Module):
 
     def __init__(self, base: nn.Module, rank: int, alpha: float | int | None = None):
         super().__init__()
-        conv = isinstance(base, nn.Conv2d) and base.kernel_size == (1, 1) and base.groups == 1
-        if not (conv or isinstance(base, nn.Linear)):
+        if not _fits(base):
             raise ValueError(f"LoRA needs a linear layer or a 1 x 1 convolution, not {base}")
         if rank < 1:
             raise ValueError(f"rank {rank}: an update needs at least rank 1")
@@ -178,8 +182,7 @@ def add_lora(model: nn.Module, rank: int, within: Sequence[str], alpha: float | 
 
     Raises ValueError for an unknown part, and where there is nothing to wrap."""
     freeze(model, *within)
-    fits = lambda m: isinstance(m, nn.Linear) or isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.groups == 1
-    names = [n for n, m in model.named_modules() if fits(m) and any(_below(n, part) for part in within)]
+    names = [n for n, m in model.named_modules() if _fits(m) and any(_below(n, part) for part in within)]
     if not names:
         raise ValueError(f"no linear layer and no 1 x 1 convolution in {', '.join(within)}")
     for name in names:
@@ -196,7 +199,7 @@ def linear_probe(features: Float[Tensor, "items dim"], labels: Int[Tensor, "item
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels from {labels.min()} to {labels.max()}: expected 0 to {classes - 1}")
     mean, deviation = features.mean(0), features.std(0) + 1e-5
-    x, head = (features - mean) / deviation, nn.Linear(features.shape[1], classes, dtype=features.dtype)
+    x, head = (features - mean) / deviation, nn.Linear(features.shape[1], classes, dtype=features.dtype, device=features.device)
     nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
     solver = torch.optim.LBFGS(head.parameters(), max_iter=60, line_search_fn="strong_wolfe")
 

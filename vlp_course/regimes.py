@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
-from .data.assets import read
 from .data.emoji import Emoji, concept_split, load_emoji, sprite
 from .data.grammar import GROUNDS
 from .data.scenes import ground_picture, paste
 from .finetune import add_lora, cosine, freeze, parameter_groups, replace_head, train_steps
-from .nn.backbone import _WEIGHTS, native_bf16
+from .nn.backbone import efficientnet, native_bf16
 
 # %% ../nbs/2_transfer/08a_regimes.ipynb #70859d30
 SIDE, LITTLE, MUCH = 96, 100, 2000
@@ -109,13 +108,7 @@ STRATEGIES = {"probe": "head only", "early": "head on an early layer", "freeze":
 
 def trunk(pretrained: bool, seed: int = 0) -> nn.Module:
     """EfficientNet-Lite0 with a new head for ten classes."""
-    import timm                                          # costs a second: only where it is needed
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    if pretrained:
-        state = torch.load(io.BytesIO(read("vision-weights", _WEIGHTS)), weights_only=True)
-        net.load_state_dict(dict(zip(net.state_dict(), state.values())), strict=True)
+    net = efficientnet(pretrained, seed)
     replace_head(net, 10)
     return net.to(memory_format=torch.channels_last)
 

@@ -59,7 +59,7 @@ class Translator(Transformer):
         """The encoded source and its mask; zeros for a control that must not look."""
         if self.look:
             return super().encode(source)
-        return torch.zeros(*source.shape, self.embed.table.embedding_dim), (source != self.pad)[:, None]
+        return torch.zeros(*source.shape, self.embed.table.embedding_dim, device=source.device), (source != self.pad)[:, None]
 
 
 def train(setting: Setting, pairs: list[Pair], tokenizer: Tokenizer, seed: int = 0, progress: bool = False) -> tuple[Translator, list[float]]:

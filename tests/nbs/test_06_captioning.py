@@ -15,15 +15,8 @@ from vlp_course.decoding import beam_search
 from vlp_course.evaluate import part
 from vlp_course.models.clip import towers
 from vlp_course.nn.encoders import Tokens
-from vlp_course.models.captioning import (
-    CaptionDecoder,
-    Captioner,
-    Writing,
-    build,
-    build_blind,
-    build_pixels,
-    build_pooled,
-)
+from vlp_course.nn.transformer import DecoderState
+from vlp_course.models.captioning import CaptionDecoder, Captioner, build, build_blind, build_pixels, build_pooled
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +62,12 @@ def setup_47b69591():
 
 
 @pytest.mark.nb("nbs/1_foundations/06_captioning.ipynb", "3d7e17a2")
-def test_writing_equals_reading_it_whole(setup_47b69591):
+def test_cached_equals_read_whole(setup_47b69591):
     _, _, tiny = setup_47b69591
     model, batch = tiny()
     model.double()
     image, ids = batch.features.double().unflatten(1, (3, 12)), batch.text.ids
-    state = Writing(model.decoder, image)
+    state = DecoderState(model.decoder, image)
     for t in (1, 2, 5):  # one new word, one, then three
         torch.testing.assert_close(
             state.logits(ids[:, :t]), model.decoder(ids[:, :t], image)[:, -1], rtol=0, atol=1e-10

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import tempfile
 import torch
+from inspect import unwrap
 from pathlib import Path
+from unittest.mock import patch
 from vlp_course.data.scenes import SIDE
 from vlp_course.lab import result_path
 from vlp_course.lab import save_json
@@ -18,6 +20,7 @@ from vlp_course.detection_board import (
     Row,
     SPLITS,
     average_precision,
+    kept_vit,
     main,
     member,
     new_vit,
@@ -162,6 +165,23 @@ def test_starts_share_all_but_weights():
             assert 0 < change < 0.01  # the same fresh weights, one small step away
     with pytest.raises(ValueError, match="unknown start 'imagenet': choose one of random, clip, mae"):
         starting_vit("imagenet", 0)
+
+
+@pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "bd5d1c22")
+def test_pretrained_weights_are_kept():
+    calls, module = [], unwrap(kept_vit).__module__
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch(f"{module}.cache_dir", lambda: Path(folder)),
+        patch(
+            f"{module}.starting_vit",
+            lambda start, seed: calls.append(start) or (new_vit(7), {"seed": seed, "losses": [1.5]}),
+        ),
+    ):
+        first, again = kept_vit("mae", 3), kept_vit("mae", 3)
+    assert calls == ["mae"] and first[1] == again[1] == {"seed": 3, "losses": [1.5]}
+    for vit, _ in (first, again):
+        assert all(torch.equal(v, new_vit(7).state_dict()[k]) for k, v in vit.state_dict().items())
 
 
 @pytest.mark.nb("nbs/2_transfer/09c_detection_board.ipynb", "b8476437")

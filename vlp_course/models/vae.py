@@ -89,12 +89,12 @@ class VAE(nn.Module):
 def draw_codes(model: VAE, images: Float[Tensor, "pictures 3 side side"], count: int, generator: torch.Generator,
                fitted: bool = False, noise: bool = True) -> Float[Tensor, "count latent"]:
     """Codes from N(0, I), or, `fitted`, from the Gaussian with mean and covariance of the codes of `images` (with their clouds if `noise`)."""
-    codes = torch.randn(count, model.latent, generator=generator)
+    codes = torch.randn(count, model.latent, generator=generator, device=generator.device)
     if not fitted:
         return codes
     mean, logvar = model.encode(images)
     covariance = mean.T.cov() + noise * logvar.exp().mean(0).diag()                # law of total variance
-    return mean.mean(0) + codes @ torch.linalg.cholesky(covariance + 1e-6 * torch.eye(model.latent)).T
+    return mean.mean(0) + codes @ torch.linalg.cholesky(covariance + 1e-6 * torch.eye(model.latent, device=codes.device)).T
 
 # %% ../../nbs/1_foundations/07_vae.ipynb #2a4cc5f1
 @dataclass(frozen=True)

@@ -131,6 +131,11 @@ class TextDecoder(nn.Module):
         super().__init__()
         self.embed, self.decoder = embed, decoder
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers: one pair of caches for each."""
+        return self.decoder.layers
+
     def forward(self, ids: Int[Tensor, "batch tokens"], context: Float[Tensor, "batch items context_dim"] | None = None,
                 context_mask: Tensor | None = None, caches: list | None = None) -> Float[Tensor, "batch tokens vocab"]:
         """With caches, ids holds the new tokens only."""
@@ -139,11 +144,13 @@ class TextDecoder(nn.Module):
 
 
 class DecoderState:
-    """A TextDecoder at work on rows of tokens: it keeps keys and values of what it has read. For `vlp_course.decoding`."""
+    """A text decoder at work on rows of tokens: it keeps keys and values of what it has read. For `vlp_course.decoding`.
 
-    def __init__(self, model: TextDecoder, context: Tensor | None = None, context_mask: Tensor | None = None):
+    The model has `layers` and takes (new ids, context, context mask, caches), as TextDecoder does."""
+
+    def __init__(self, model: nn.Module, context: Tensor | None = None, context_mask: Tensor | None = None):
         self.model, self.context, self.context_mask = model, context, context_mask
-        self.caches = [(KeyValueCache(), KeyValueCache()) for _ in model.decoder.layers]
+        self.caches = [(KeyValueCache(), KeyValueCache()) for _ in model.layers]
 
     def logits(self, ids: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows vocab"]:
         """Scores after each whole prefix; only its new tokens are computed. Raises ValueError if none is new."""

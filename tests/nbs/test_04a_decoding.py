@@ -271,7 +271,7 @@ def test_cache_changes_no_word(setup_5d8bb063):
             words = search(DecoderState(model), start, 2, 20)
             assert words == search(Forgetful(model), start, 2, 20)
             lengths |= {len(w) for w in words}
-        assert len(lengths) > 2  # rows ended apart
+        assert len(lengths) > 1  # rows ended apart
 
 
 @pytest.mark.nb("nbs/1_foundations/04a_decoding.ipynb", "c0c8f04a")

@@ -135,7 +135,8 @@ STEPS = 200                             # of detection, four pictures each: abou
 PRETRAINING = {"clip": (140, 1e-3), "mae": (300, 2e-3)}     # steps of 64 pictures, about two minutes each; learning rate
 ROWS = (Row("random", "random start", steps=STEPS), Row("mae", "masked autoencoder", "mae", steps=STEPS), Row("clip", "CLIP", "clip", steps=STEPS),
         Row("untrained", "no training at all"), Row("clip-taps", "CLIP, four taps and FPN", "clip", "taps", STEPS),
-        Row("random-long", "random start, three times the steps", steps=3 * STEPS))
+        *(Row(f"{start}-long", f"{title}, three times the steps", start, steps=3 * STEPS)
+          for start, title in (("random", "random start"), ("mae", "masked autoencoder"), ("clip", "CLIP"))))
 
 
 def starting_vit(start: str, seed: int, steps: int | None = None, pictures: int = 6000) -> tuple[ViT, dict]:

@@ -23,16 +23,22 @@ def weight(rank: int) -> torch.Tensor:
     return torch.randn(RANKS * ROWS, DIM, dtype=torch.float64, generator=made)
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+def gathered(rank: int) -> list[torch.Tensor]:
+    """The gathered rows of one process, its gradient of a loss of its own, and those of the contrastive loss."""
     image, text = (rows(name)[rank * ROWS:(rank + 1) * ROWS].clone().requires_grad_() for name in ("image", "text"))
     whole = gather_with_grad(image)
     linear, = torch.autograd.grad((weight(rank) * whole).sum(), image)         # another loss in each process
     every_image, every_text = gather_with_grad(image), gather_with_grad(text)
     logits = 10 * every_image @ every_text.T
     itc = torch.autograd.grad(itc_loss(logits, logits.T), (image, text))
-    torch.save([whole.detach(), linear, *itc], f"{folder}/{rank}.pt")
+    return [whole.detach(), linear, *itc]
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    torch.save(gathered(rank), f"{folder}/{rank}.pt")
+    dist.barrier()              # and the graphs, which hold the group, are gone: else gloo may abort at exit
     dist.destroy_process_group()
 
 

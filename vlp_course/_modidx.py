@@ -355,6 +355,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vlp_course.evaluate.pointing': ('3_fusion/evaluation.html#pointing', 'vlp_course/evaluate.py'),
                                      'vlp_course.evaluate.points_into': ('3_fusion/evaluation.html#points_into', 'vlp_course/evaluate.py'),
                                      'vlp_course.evaluate.recall': ('3_fusion/evaluation.html#recall', 'vlp_course/evaluate.py'),
+                                     'vlp_course.evaluate.reranked_scores': ( '3_fusion/evaluation.html#reranked_scores',
+                                                                              'vlp_course/evaluate.py'),
                                      'vlp_course.evaluate.retrieval': ('3_fusion/evaluation.html#retrieval', 'vlp_course/evaluate.py'),
                                      'vlp_course.evaluate.test_set': ('3_fusion/evaluation.html#test_set', 'vlp_course/evaluate.py'),
                                      'vlp_course.evaluate.winoground': ('3_fusion/evaluation.html#winoground', 'vlp_course/evaluate.py')},

@@ -48,7 +48,7 @@ def setup_335d3324():
 @pytest.fixture(scope="module")
 def setup_f2eeb157():
     def pictures(count, seed=0):
-        """Features with the mean and spread of real ones; sizes differ pairwise in all tests."""
+        """Random features of some pictures."""
         return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
 
     return pictures
@@ -98,12 +98,12 @@ def test_states_are_the_decoders(setup_f2eeb157):
     with torch.no_grad():
         for p in captioner.parameters():
             p.add_(0.2 * torch.randn_like(p))  # default weights would hide a lost term
-    want_of, decoder = captioner.decoder, captioner.decoder
-    text = captioner.tokenize(["a small owl left of a big red star on a grey ground", "two big cats on a white ground"])
+    texts = ["a small owl left of a big red star on a grey ground", "two big cats on a white ground"]
+    text, decoder = captioner.tokenize(texts), captioner.decoder
     batch = Pairs(None, [], None, torch.zeros(2, dtype=torch.long), pictures(2))
-    want = want_of(text.ids, captioner.encode_image(batch).tokens)
+    want = decoder(text.ids, captioner.encode_image(batch).tokens)
     reader = DecoderReader(captioner)
-    ids = reader.tokenize(["a small owl left of a big red star on a grey ground", "two big cats on a white ground"])
+    ids = reader.tokenize(texts)
     assert ids.ids.equal(text.ids)  # the words keep their numbers
     states = reader.fuse(reader.encode_image(batch), reader.encode_text(ids)).tokens
     found = states @ decoder.embed.weight.T * states.shape[-1] ** -0.5 + decoder.bias

@@ -380,3 +380,105 @@ def test_table_of_costs():
             flops.append(counter.get_total_flops())
         assert sum(p.numel() for p in one.layers.parameters() if p.ndim == 2) == parameters
         assert flops[1] - flops[0] == 2 * multiplications  # a multiplication and an addition
+
+
+@pytest.mark.nb("nbs/3_fusion/12_fuse.ipynb", "d7f5eea8")
+def test_passes():
+    def passes(n: int, way: str, k: int = 16) -> int:
+        return {"two towers": 0, "one tower": n * n, "re-ranking": n * min(k, n)}[way]
+
+    assert [passes(100, way) for way in ("two towers", "one tower", "re-ranking")] == [0, 10_000, 1_600]
+    assert passes(10, "re-ranking") == 100 and passes(5000, "one tower") / passes(
+        5000, "re-ranking", 256
+    ) == pytest.approx(19.53, abs=0.01)
+
+
+@pytest.mark.nb("nbs/3_fusion/12_fuse.ipynb", "d7f5eea8")
+def test_passes_starter_fails():
+    def passes(n: int, way: str, k: int = 16) -> int:
+        return n * n
+
+    with pytest.raises(Exception):
+        assert [passes(100, way) for way in ("two towers", "one tower", "re-ranking")] == [0, 10_000, 1_600]
+        assert passes(10, "re-ranking") == 100 and passes(5000, "one tower") / passes(
+            5000, "re-ranking", 256
+        ) == pytest.approx(19.53, abs=0.01)
+
+
+@pytest.mark.nb("nbs/3_fusion/12_fuse.ipynb", "13eb366c")
+def test_two_crossings():
+    class TwoCrossings(CoAttentionLayer):
+        def __init__(self, dim, heads, **options):
+            super().__init__(dim, heads, **options)
+            self.cross_image = MultiHeadAttention(dim, heads)
+
+        def forward(self, image, text, image_mask, text_mask):
+            words = self.ask(text, image, image_mask)
+            cells = self.norm(image + self.cross_image(image, text, mask=text_mask))
+            return self.image(cells, image_mask), self.text(words, text_mask)
+
+    torch.manual_seed(0)
+    image, text = torch.randn(2, 7, 12), torch.randn(2, 5, 12)
+    everything = torch.ones(1, 1, 7, dtype=torch.bool), torch.ones(1, 1, 5, dtype=torch.bool)
+    layer = TwoCrossings(12, 3)
+    before = layer(image, text, *everything)
+    torch.nn.init.normal_(layer.cross_image.value.weight, std=3.0)
+    after = layer(image, text, *everything)
+    assert not torch.allclose(before[0], after[0]) and torch.equal(
+        before[1], after[1]
+    )  # the picture's question, not the words'
+    shared = CoAttentionLayer(12, 3)
+    layer.cross_image.load_state_dict(layer.cross.state_dict())
+    shared.load_state_dict(layer.state_dict(), strict=False)
+    torch.testing.assert_close(layer(image, text, *everything), shared(image, text, *everything))
+
+
+@pytest.mark.nb("nbs/3_fusion/12_fuse.ipynb", "13eb366c")
+def test_two_crossings_starter_fails():
+    class TwoCrossings(CoAttentionLayer):
+        def __init__(self, dim, heads, **options):
+            super().__init__(dim, heads, **options)
+            self.cross_image = MultiHeadAttention(dim, heads)
+
+    with pytest.raises(Exception):
+        torch.manual_seed(0)
+        image, text = torch.randn(2, 7, 12), torch.randn(2, 5, 12)
+        everything = torch.ones(1, 1, 7, dtype=torch.bool), torch.ones(1, 1, 5, dtype=torch.bool)
+        layer = TwoCrossings(12, 3)
+        before = layer(image, text, *everything)
+        torch.nn.init.normal_(layer.cross_image.value.weight, std=3.0)
+        after = layer(image, text, *everything)
+        assert not torch.allclose(before[0], after[0]) and torch.equal(
+            before[1], after[1]
+        )  # the picture's question, not the words'
+        shared = CoAttentionLayer(12, 3)
+        layer.cross_image.load_state_dict(layer.cross.state_dict())
+        shared.load_state_dict(layer.state_dict(), strict=False)
+        torch.testing.assert_close(layer(image, text, *everything), shared(image, text, *everything))
+
+
+@pytest.mark.nb("nbs/3_fusion/12_fuse.ipynb", "8b2605d4")
+def test_gate():
+    def gate(attention, words, cells):
+        return attention.weights(words, torch.cat([words, cells], 1))[..., : words.shape[1]].sum(
+            -1
+        )  # untrained: about T / (T + I)
+
+    torch.manual_seed(0)
+    attention, words, cells = MultiHeadAttention(12, 3), torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+    g = gate(attention, words, cells)
+    assert g.shape == (2, 3, 5) and 0 < g.min() and g.max() < 1 and g.mean().item() == pytest.approx(5 / 12, abs=0.03)
+
+
+@pytest.mark.nb("nbs/3_fusion/12_fuse.ipynb", "8b2605d4")
+def test_gate_starter_fails():
+    def gate(attention, words, cells):
+        return attention.weights(words).sum(-1)
+
+    with pytest.raises(Exception):
+        torch.manual_seed(0)
+        attention, words, cells = MultiHeadAttention(12, 3), torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+        g = gate(attention, words, cells)
+        assert (
+            g.shape == (2, 3, 5) and 0 < g.min() and g.max() < 1 and g.mean().item() == pytest.approx(5 / 12, abs=0.03)
+        )

@@ -4,7 +4,9 @@ import pytest
 import torch
 from unittest.mock import patch
 from vlp_course.data.grammar import grammar_words
+from vlp_course.data.pairs import MASK
 from vlp_course.data.pairs import Pairs
+from vlp_course.data.pairs import Tokenized
 from vlp_course.data.pairs import Vocabulary
 from vlp_course.models.clip import build as build_clip
 from vlp_course.nn.encoders import ImageEncoder
@@ -14,17 +16,38 @@ from vlp_course.nn.fusion import CoAttentionEncoder
 from vlp_course.nn.fusion import MergedEncoder
 from vlp_course.objectives import same_caption
 from vlp_course.objectives_fused import hard_negatives
+from vlp_course.objectives_fused import itm_loss
+from vlp_course.objectives_fused import itm_plateau
 from vlp_course.objectives_fused import mask_words
 from vlp_course.rows import row_of
 from vlp_course.models.fusion import (
     BlindStream,
     CoAttention,
+    OneTower,
     SingleStream,
     build_blind,
     build_coattn,
     build_single,
     rows_of,
 )
+
+
+@pytest.fixture(scope="module")
+def setup_954044e0():
+    def slow_losses(model, batch, wrong, asked, covered, chosen):
+        one = lambda tokens, i: Tokens(*(x[int(i) : int(i) + 1] for x in tokens))
+        image, text, hidden = model.encode_image(batch), model.encode_text(batch.text), model.encode_text(covered)
+        answer = lambda i, j: model.itm(model.fuse(one(image, i), one(text, j)).pooled)[0].log_softmax(
+            0
+        )  # log (no, yes)
+        itm = [-answer(i, i)[1] - answer(wrong.image[i], i)[0] - answer(i, wrong.text[i])[0] for i in asked]
+        mlm = []
+        for i, t in chosen.nonzero().tolist():
+            state = model.fuse(one(image, i), one(hidden, i)).tokens[0, t]
+            mlm.append(-model.head(state, model.text_encoder.embed.weight).log_softmax(0)[batch.text.ids[i, t]])
+        return {"itm": sum(itm) / (3 * len(itm)), "mlm": sum(mlm) / len(mlm)}
+
+    return slow_losses
 
 
 @pytest.fixture(scope="module")
@@ -61,32 +84,19 @@ def setup_6c29f7e3():
     return run, toy, toy_batch
 
 
-@pytest.mark.nb("nbs/3_fusion/12a_one_tower.ipynb", "674e1c40")
-def test_losses_equal_a_loop(setup_6c29f7e3):
+@pytest.mark.nb("nbs/3_fusion/12a_one_tower.ipynb", "57807c5f")
+def test_losses_equal_a_loop(setup_6c29f7e3, setup_954044e0):
     run, toy, toy_batch = setup_6c29f7e3
+    slow_losses = setup_954044e0
     for kind, fusion in ((SingleStream, MergedEncoder), (CoAttention, CoAttentionEncoder)):
         model, batch = toy(kind, fusion), toy_batch(["w0 w1", "w2 w3 w4 w5", "w6", "w7 w8 w0", "w1 w1 w2"])
-        found = run(model, batch)
-        generator, right = torch.Generator().manual_seed(3), same_caption(batch.caption)
+        generator, right = torch.Generator().manual_seed(3), same_caption(batch.caption)  # the same draws again
         wrong = hard_negatives(torch.zeros(5, 5), right, generator)
         asked = torch.randperm(5, generator=generator)[:2]
         covered, chosen = mask_words(batch.text, 14, 0.5, generator)
-        image, text, hidden = model.encode_image(batch), model.encode_text(batch.text), model.encode_text(covered)
-        one = lambda tokens, i: Tokens(*(x[int(i) : int(i) + 1] for x in tokens))
-        logits = lambda i, j: model.itm(model.fuse(one(image, i), one(text, j)).pooled)[0].log_softmax(0)
-        answers = (
-            [-logits(i, i)[1] for i in asked]
-            + [-logits(wrong.image[i], i)[0] for i in asked]
-            + [-logits(i, wrong.text[i])[0] for i in asked]
-        )
-        torch.testing.assert_close(found["itm"], sum(answers) / 6)
-        words = [
-            -model.head(
-                model.fuse(one(image, i), one(hidden, i)).tokens[0, t], model.text_encoder.embed.weight
-            ).log_softmax(0)[batch.text.ids[i, t]]
-            for i, t in chosen.nonzero().tolist()
-        ]
-        torch.testing.assert_close(found["mlm"], sum(words) / len(words))
+        found, slow = run(model, batch), slow_losses(model, batch, wrong, asked, covered, chosen)
+        torch.testing.assert_close(found["itm"], slow["itm"])
+        torch.testing.assert_close(found["mlm"], slow["mlm"])
 
 
 @pytest.mark.nb("nbs/3_fusion/12a_one_tower.ipynb", "1047ceb6")
@@ -170,3 +180,107 @@ def test_towers_are_the_boards():
         row_of(name).builder == f"fusion:build_{end}"
         for name, end in (("single", "single"), ("coattn", "coattn"), ("single-blind", "blind"))
     )
+
+
+@pytest.mark.nb("nbs/3_fusion/12a_one_tower.ipynb", "10b1b5e8")
+def test_vilt_plateau():
+    def vilt_plateau() -> float:
+        return itm_plateau(1)  # as many wrong as right: ln 2
+
+    answers = torch.tensor([0.5, 0.5]).log().expand(1000, 2)
+    assert (
+        vilt_plateau()
+        == pytest.approx(itm_loss(answers[:500], answers[500:]).item())
+        == pytest.approx(0.6931, abs=1e-4)
+    )
+
+
+@pytest.mark.nb("nbs/3_fusion/12a_one_tower.ipynb", "10b1b5e8")
+def test_vilt_plateau_starter_fails():
+    def vilt_plateau() -> float:
+        return itm_plateau()
+
+    with pytest.raises(Exception):
+        answers = torch.tensor([0.5, 0.5]).log().expand(1000, 2)
+        assert (
+            vilt_plateau()
+            == pytest.approx(itm_loss(answers[:500], answers[500:]).item())
+            == pytest.approx(0.6931, abs=1e-4)
+        )
+
+
+@pytest.mark.nb("nbs/3_fusion/12a_one_tower.ipynb", "3d6b705b")
+def test_word_match(setup_6c29f7e3):
+    _, toy, toy_batch = setup_6c29f7e3
+
+    def word_match(model, image, text):
+        total = 0.0
+        for t, i in enumerate(text.ids[0].tolist()):
+            if i > MASK:
+                ids = text.ids.clone()
+                ids[0, t] = MASK
+                state = model.fuse(image, model.encode_text(Tokenized(ids, text.mask))).tokens[0, t]
+                total = total + model.head(state, model.text_encoder.embed.weight).log_softmax(-1)[i]
+        return total
+
+    model, batch = toy(), toy_batch(["w1 w2 w3"])
+    image, seen = model.encode_image(batch), []
+    with patch.object(
+        model, "encode_text", lambda text: seen.append(text.ids[0].tolist()) or OneTower.encode_text(model, text)
+    ):
+        found = word_match(model, image, batch.text)
+    assert len(seen) == 3 and all(ids.count(MASK) == 1 for ids in seen) and found < 0  # one word is covered at a time
+
+
+@pytest.mark.nb("nbs/3_fusion/12a_one_tower.ipynb", "3d6b705b")
+def test_word_match_starter_fails(setup_6c29f7e3):
+    _, toy, toy_batch = setup_6c29f7e3
+
+    def word_match(model, image, text):
+        fused = model.fuse(image, model.encode_text(text))
+        scores = model.head(fused.tokens[0], model.text_encoder.embed.weight).log_softmax(-1)
+        return sum(
+            scores[t, i] for t, i in enumerate(text.ids[0].tolist()) if i > MASK
+        )  # each word is shown: it can be copied
+
+    with pytest.raises(Exception):
+        model, batch = toy(), toy_batch(["w1 w2 w3"])
+        image, seen = model.encode_image(batch), []
+        with patch.object(
+            model, "encode_text", lambda text: seen.append(text.ids[0].tolist()) or OneTower.encode_text(model, text)
+        ):
+            found = word_match(model, image, batch.text)
+        assert (
+            len(seen) == 3 and all(ids.count(MASK) == 1 for ids in seen) and found < 0
+        )  # one word is covered at a time
+
+
+@pytest.mark.nb("nbs/3_fusion/12a_one_tower.ipynb", "3dcd8025")
+def test_siblings():
+    def sibling_negatives(family, right, generator=None):
+        return hard_negatives(100.0 * (family[:, None] == family), right, generator, floor=1e-9)
+
+    family, right = torch.tensor([0, 0, 0, 1, 1, 1, 2]), torch.eye(7, dtype=torch.bool)
+    for seed in range(20):
+        drawn = sibling_negatives(family, right, torch.Generator().manual_seed(seed))
+        assert (
+            (family[drawn.text] == family)[:6].all()
+            and (family[drawn.image] == family)[:6].all()
+            and drawn.text[6] != 6
+        )
+
+
+@pytest.mark.nb("nbs/3_fusion/12a_one_tower.ipynb", "3dcd8025")
+def test_siblings_starter_fails():
+    def sibling_negatives(family, right, generator=None):
+        return hard_negatives(torch.zeros(right.shape), right, generator)
+
+    with pytest.raises(Exception):
+        family, right = torch.tensor([0, 0, 0, 1, 1, 1, 2]), torch.eye(7, dtype=torch.bool)
+        for seed in range(20):
+            drawn = sibling_negatives(family, right, torch.Generator().manual_seed(seed))
+            assert (
+                (family[drawn.text] == family)[:6].all()
+                and (family[drawn.image] == family)[:6].all()
+                and drawn.text[6] != 6
+            )

@@ -110,7 +110,7 @@ def split_bert(state: dict[str, Tensor], order: Tensor, first: int = 3) -> tuple
     return text, fusion
 
 
-def build(size: str = "whole", seed: int = 0, config: Config = Config(mask_share=0.15, momentum=0.995, fused=12, queue=240)) -> ALBEF:
+def build(size: str = "whole", seed: int = 0, config: Config = Config(mask_share=0.15, momentum=0.995, matched=12, queue=240)) -> ALBEF:
     """ALBEF on MiniLM's layers. Raises ValueError for an unknown size."""
     if size != "whole":
         raise ValueError(f"unknown size {size!r}: models.albef_whole has 'whole'; the small one is in models.albef")

@@ -89,7 +89,7 @@ class FusionLayers(nn.Module):
             x = EncoderLayer.forward(layer, x, text.mask[:, None])
         return x
 
-# %% ../../nbs/3_fusion/13b_albef_whole.ipynb #6df68096
+# %% ../../nbs/3_fusion/13b_albef_whole.ipynb #11c54eae
 _NAMES = (("attention.self.", "attention."), ("attention.output.dense", "attention.out"), ("attention.output.LayerNorm", "norm1"),
           ("intermediate.dense", "feed_forward.up"), ("output.dense", "feed_forward.down"), ("output.LayerNorm", "norm2"),
           ("embeddings.word_embeddings", "embed"), ("embeddings.position_embeddings", "position"),
@@ -104,7 +104,8 @@ def split_bert(state: dict[str, Tensor], order: Tensor, first: int = 3) -> tuple
             key = key.replace(theirs, ours)
         if key.startswith("encoder.layer."):
             number, name = key.removeprefix("encoder.layer.").split(".", 1)
-            (text if int(number) < first else fusion)[f"layers.{int(number) % first}.{name}"] = tensor
+            upper = int(number) >= first
+            (fusion if upper else text)[f"layers.{int(number) - first * upper}.{name}"] = tensor
         elif not key.startswith("pooler") and not key.endswith("position_ids"):
             text[key] = tensor[order] if key == "embed.weight" else tensor
     return text, fusion

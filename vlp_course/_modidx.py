@@ -454,6 +454,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vlp_course/models/albef.py'),
                                          'vlp_course.models.albef.ALBEF.fuse': ( '3_fusion/albef.html#albef.fuse',
                                                                                  'vlp_course/models/albef.py'),
+                                         'vlp_course.models.albef.ALBEF.hardness': ( '3_fusion/albef.html#albef.hardness',
+                                                                                     'vlp_course/models/albef.py'),
                                          'vlp_course.models.albef.ALBEF.match': ( '3_fusion/albef.html#albef.match',
                                                                                   'vlp_course/models/albef.py'),
                                          'vlp_course.models.albef.ALBEF.missing': ( '3_fusion/albef.html#albef.missing',

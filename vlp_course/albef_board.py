@@ -49,9 +49,12 @@ TRIALS = {                              # steps: 60 CPU-seconds of one thread on
     "fuse": Trial("ITM + MLM, no ITC", 345, Config(itc=0, hardness=0, alpha=0)),
     "no-distillation": Trial("no distillation", 300, Config(alpha=0)),
     "even-negatives": Trial("even negatives", 260, Config(hardness=0)),
+    "hardening": Trial("negatives harden slowly", 260, Config(harden=260)),
     "from-clip": Trial("CLIP, then ALBEF", 130, lr=1e-3, before="clip", before_steps=650),
     "from-lm": Trial("captioner, then ALBEF", 130, lr=1e-3, before="lm", before_steps=380),
-    "long": Trial("ALBEF, five times the steps", 1300)}
+    "long": Trial("ALBEF, five times the steps", 1300),
+    "long-itc": Trial("ITC alone, five times the steps", 4250, Config(itm=0, mlm=0), 1e-3),
+    "long-fuse": Trial("ITM + MLM, five times the steps", 1725, Config(itc=0, hardness=0, alpha=0))}
 FAMILIES = 0.3
 
 

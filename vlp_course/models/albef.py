@@ -30,6 +30,7 @@ class Config:
     ramp: int = 100                    # steps in which alpha grows from 0 (paper: the first epoch)
     momentum: float | int = 0.99       # of the slow copy (paper: 0.995 over 100,000s of steps)
     hardness: float | int = 1.0        # times the logits by which wrong partners are drawn; 0: evenly
+    harden: int = 0                    # steps in which hardness grows from 0 (paper: none)
     mask_share: float | int = 0.5      # share of words covered (paper: 0.15)
     queue: int = 630                   # vectors of either kind that are kept (paper: 65,536)
     matched: int = 21                  # pairs of a batch with which matching is asked (paper: all)
@@ -107,7 +108,11 @@ class ALBEF(nn.Module):
         """The slow copy's share in the targets of a step."""
         return self.config.alpha * min(1.0, step / max(1, self.config.ramp))
 
-    def contrast(self, fast: tuple[Tensor, Tensor], slow: tuple[Tensor, Tensor], keys: Int[Tensor, "batch"], alpha: float) -> Float[Tensor, ""]:
+    def hardness(self, step: int) -> float:
+        """How much the towers' opinion counts when wrong partners are drawn."""
+        return self.config.hardness * (min(1.0, step / self.config.harden) if self.config.harden else 1.0)
+
+    def contrast(self, fast: tuple[Tensor, Tensor], slow: tuple[Tensor, Tensor], keys: Int[Tensor, "batch"], alpha: float | int) -> Float[Tensor, ""]:
         """ITC of the fast vectors (pictures, texts) with the slow ones of the batch and of the queue (equations 1, 2 and 6)."""
         known = torch.cat([gather_with_grad(keys.double()), self.key_queue])
         right, scale = keys[:, None] == known, self.fast.logit_scale.exp()                # B B+queue
@@ -116,9 +121,9 @@ class ALBEF(nn.Module):
         targets = [soft_targets(right, scale.detach() * x @ c.T, alpha) for x, c in zip(slow, candidates)]
         return soft_itc_loss(*logits, *targets)
 
-    def ask(self, image: Tokens, text: Tokens, same: Bool[Tensor, "batch batch"], generator) -> list[tuple[Tokens, Tokens]]:
+    def ask(self, image: Tokens, text: Tokens, same: Bool[Tensor, "batch batch"], hardness: float, generator) -> list[tuple[Tokens, Tokens]]:
         """The pairs of matching: the right ones, then each text with a wrong picture, then each picture with a wrong text."""
-        logits = self.config.hardness * self.fast.logit_scale.exp() * image.pooled @ text.pooled.T
+        logits = hardness * self.fast.logit_scale.exp() * image.pooled @ text.pooled.T
         wrong, some = hard_negatives(logits, same, generator), slice(self.config.matched)
         first = _rows(image, some), _rows(text, some)
         return [first, (_rows(image, wrong.image[some]), first[1]), (first[0], _rows(text, wrong.text[some]))]
@@ -136,7 +141,7 @@ class ALBEF(nn.Module):
             if config.itc:
                 losses["itc"] = config.itc * self.contrast((image.pooled, text.pooled), (slow_image.pooled, slow_text.pooled), keys, alpha)
             if config.itm:
-                pairs += self.ask(image, text, keys[:, None] == keys, generator)
+                pairs += self.ask(image, text, keys[:, None] == keys, self.hardness(step), generator)
         if config.mlm:
             masked, chosen = mask_words(batch.text, len(self.fast.head.bias), config.mask_share, generator)
             pairs.append((image, self.encode_text(masked)))

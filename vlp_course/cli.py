@@ -131,8 +131,12 @@ def leaderboard(budget: Budget = "quick", results: Results = Path("results"),
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, and what is missing."""
+def doctor(run: Annotated[Path | None, typer.Argument(help="A recorded run: a JSON file of results/, or a folder of `vlp pretrain --out`.")] = None) -> None:
+    """Say what this machine has, and what is missing. With RUN: say what that run is sick of; status 1 if it is."""
+    if run is not None:
+        from vlp_course.health import report
+        typer.echo(words := report(run))
+        raise typer.Exit(0 if words.endswith("healthy") else 1)
     import torch
     from vlp_course import lab
     from vlp_course.data import assets

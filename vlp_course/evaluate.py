@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GALLERY', 'SETS', 'recall', 'retrieval', 'winoground', 'points_into', 'test_set', 'encode_texts', 'encode_images',
-           'part', 'board_texts', 'noun_phrase', 'match', 'matches', 'gallery_scores', 'foil_scores', 'group_scores',
-           'grad_cam', 'pointing', 'evaluate']
+           'part', 'board_texts', 'noun_phrase', 'match', 'matches', 'gallery_scores', 'reranked_scores', 'foil_scores',
+           'group_scores', 'grad_cam', 'pointing', 'evaluate']
 
 # %% ../nbs/3_fusion/10d_evaluation.ipynb #4ba9d04a
 from dataclasses import replace
@@ -30,11 +30,14 @@ def recall(score: Float[Tensor, "queries items"], relevant: Bool[Tensor, "querie
     return {f"r{k}": (ahead < k).double().mean().item() for k in ks}
 
 
-def retrieval(similarity: Float[Tensor, "images texts"], captions: list[str]) -> dict[str, float]:
-    """Recall both ways and their mean; every picture with the query's very caption is relevant."""
+def retrieval(similarity: Float[Tensor, "images texts"], captions: list[str],
+              for_texts: Float[Tensor, "images texts"] | None = None) -> dict[str, float]:
+    """Recall both ways and their mean; every picture with the query's very caption is relevant.
+
+    With `for_texts`, texts find their pictures by that table."""
     keys = np.unique(captions, return_inverse=True)[1]
     relevant = torch.from_numpy(keys[:, None] == keys[None])
-    to_text, to_image = recall(similarity, relevant), recall(similarity.T, relevant)
+    to_text, to_image = recall(similarity, relevant), recall((similarity if for_texts is None else for_texts).T, relevant)
     both = {f"i2t_{k}": v for k, v in to_text.items()} | {f"t2i_{k}": v for k, v in to_image.items()}
     return both | {k: (to_text[k] + to_image[k]) / 2 for k in to_text}
 
@@ -137,6 +140,19 @@ def gallery_scores(model: nn.Module, scenes: SceneSet, images: Tokens, texts: To
     each = [retrieval(model.similarity(part(images, r), part(texts, r)).cpu(), scenes.captions[r]) for r in rows]
     return {k: float(np.mean([e[k] for e in each])) for k in each[0]}
 
+
+def reranked_scores(model: nn.Module, scenes: SceneSet, images: Tokens, texts: Tokens, top: int) -> dict[str, float]:
+    """Retrieval in the first gallery where each query's `top` best by `similarity` are put in order by `match`.
+
+    What is not among them is lost (Li et al. 2021, ALBEF, section 5: two towers choose, the fused model decides)."""
+    images, texts = (part(tokens, slice(0, GALLERY)) for tokens in (images, texts))
+    similarity = model.similarity(images, texts)
+    chosen = [torch.zeros_like(similarity, dtype=torch.bool).scatter_(d, similarity.topk(min(top, len(similarity)), d).indices, True) for d in (1, 0)]
+    i, j = (chosen[0] | chosen[1]).nonzero().T
+    score = torch.full_like(similarity, -torch.inf).index_put_((i, j), matches(model, part(images, i), part(texts, j)).to(similarity.dtype))
+    to_text, to_image = (score.masked_fill(~c, -torch.inf).cpu() for c in chosen)
+    return retrieval(to_text, scenes.captions[:GALLERY], to_image)
+
 # %% ../nbs/3_fusion/10d_evaluation.ipynb #dafe0351
 @torch.no_grad()
 def foil_scores(model: nn.Module, images: Tokens, texts: Tokens) -> dict[str, float]:
@@ -185,7 +201,9 @@ def pointing(model: nn.Module, scenes: SceneSet) -> float:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, pixels: bool = False, pretrained: bool = True, sets=tuple(SETS)) -> dict[str, float]:
-    """All metrics of the scenes board that a model has, as fractions, by name `set/metric`; captions if it can `generate`."""
+    """All metrics of the scenes board that a model has, as fractions, by name `set/metric`; captions if it can `generate`.
+
+    A model with a number `rerank` is also scored with so many of its best put in order by `match`."""
     model.eval()
     metrics = {}
     for name in sets:
@@ -196,6 +214,8 @@ def evaluate(model: nn.Module, pixels: bool = False, pretrained: bool = True, se
             metrics |= {f"foil/{k}": v for k, v in foil_scores(model, images, texts).items()}
             metrics |= {f"group/{k}": v for k, v in group_scores(model, images, texts).items()}
             metrics |= {} if pixels else {"pointing": pointing(model, scenes)}    # Grad-CAM needs the backbone's map
+        if name == "seen" and getattr(model, "rerank", 0):
+            metrics |= {f"rerank/{k}": v for k, v in reranked_scores(model, scenes, images, texts, model.rerank).items()}
         if name == "seen" and hasattr(model, "generate"):
             captions = model.generate(part(images, slice(0, 2 * GALLERY)))
             metrics |= {f"caption/{k}": v for k, v in caption_scores(captions, truths_of(scenes, 2 * GALLERY)).items()}

@@ -19,7 +19,8 @@ from .regimes import BATCH, LITTLE, MUCH, STEPS, STRATEGIES, TASKS, right, stage
 from .verdicts import Verdict, verdict
 
 # %% ../nbs/2_transfer/08b_four_regimes.ipynb #e3c6aff8
-RATES = {"finetune": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "scratch": (1e-3, 3e-3, 1e-2), "freeze": (3e-4, 1e-3), "lora": (3e-3,)}
+RATES = {"finetune": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "scratch": (1e-3, 3e-3, 1e-2), "freeze": (3e-4, 1e-3, 3e-3),
+         "lora": (1e-3, 3e-3, 1e-2)}
 STRENGTHS, TUNING_SEED, UNSEEN = (1e-3, 1e-2, 1e-1), 10, ("openmoji",)
 
 

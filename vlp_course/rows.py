@@ -55,7 +55,10 @@ ROWS = (Row("clip", "CLIP", "clip:build", 960),
             live=False),
         Row("clip-from-scratch", "CLIP, ViT from scratch", "controls:build_pixels", 480, pixels=True),
         Row("linear", "Linear baseline", "controls:build_linear", 3000, lr=3e-3),
-        Row("lm", "Captioning LM", "captioning:build", 800, lr=3e-3, families=0.0, sets=("seen",)))
+        Row("lm", "Captioning LM", "captioning:build", 800, lr=3e-3, families=0.0, sets=("seen",)),
+        Row("single", "Single stream, ITM + MLM", "fusion:build_single", 270, lr=3e-3, families=1.0, sets=("seen",), live=False),
+        Row("coattn", "Co-attention, ITM + MLM", "fusion:build_coattn", 270, lr=3e-3, families=1.0, sets=("seen",), live=False),
+        Row("single-blind", "Single stream, blind", "fusion:build_blind", 270, lr=3e-3, families=1.0, sets=("seen",), live=False))
 
 
 def _module(name: str):

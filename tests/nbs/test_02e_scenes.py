@@ -20,6 +20,9 @@ from vlp_course.data.grammar import SIZES
 from vlp_course.data.grammar import Spec
 from vlp_course.data.grammar import Thing
 from vlp_course.data.grammar import plural
+from vlp_course.data.questions import noisy
+from vlp_course.data.questions import questions
+from vlp_course.data.questions import statements
 from vlp_course.data.scenes import HALF, SIDE, _corners, _placed, draw, ground_picture, paste, scene, shape_sprite
 
 
@@ -288,6 +291,20 @@ def test_three_numbers_and_nothing_else(setup_00d11562):
     assert (drawn.image != base.image).any()
     rephrased = scene("templates", 0, 10)  # the test split's pictures in other words
     assert (rephrased.image == base.image).all() and rephrased.caption != base.caption
+
+
+@pytest.mark.nb("nbs/0_start/02e_scenes.ipynb", "a08ad721")
+def test_texts_on_demand():
+    s = scene("test", 0, 10)
+    fields = set(vars(s))
+    assert (
+        s.questions == questions("test", 0, 10)
+        and s.statements == statements("test", 0, 10)
+        and s.noisy == noisy("test", 0, 10)
+    )
+    assert (
+        set(vars(s)) - fields == {"questions", "statements", "noisy"} and s.questions is s.questions
+    )  # not before, and once
 
 
 @pytest.mark.nb("nbs/0_start/02e_scenes.ipynb", "4ea4e32e")

@@ -36,6 +36,7 @@ from vlp_course.evaluate import (
     part,
     points_into,
     recall,
+    reranked_scores,
     retrieval,
     test_set,
     winoground,
@@ -118,6 +119,25 @@ def setup_5a445485():
         first.cache_clear()
 
     return small_board
+
+
+@pytest.fixture(scope="module")
+def setup_a830f761():
+    class Judge(nn.Module):
+        """Towers and a judge whose opinions are given tables."""
+
+        def __init__(self, towers, judge):
+            super().__init__()
+            self.towers, self.judge, self.asked = towers, judge, 0
+
+        def similarity(self, image, text):
+            return self.towers
+
+        def match(self, image, text):
+            self.asked += len(image.pooled)
+            return self.judge[image.pooled[:, 0].long(), text.pooled[:, 0].long()]
+
+    return Judge
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +393,29 @@ def test_galleries_are_the_first_two(setup_35bf799f, setup_5a445485):
         second = texts.pooled.clone()
         second[6:12] = 0
         assert gallery_scores(reader, scenes, images, texts._replace(pooled=second))["i2t_r1"] == 0.5
+
+
+@pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "2a2af28f")
+def test_reranking_by_hand(setup_a830f761, setup_5a445485):
+    Judge = setup_a830f761
+    small_board = setup_5a445485
+    numbers = Tokens(torch.arange(6.0)[:, None], torch.zeros(6, 1, 1), torch.ones(6, 1, dtype=torch.bool))
+    scenes, right = SceneSet("test", 6), torch.eye(6)
+    towers = right.roll(1, 1) + 0.5 * right  # a wrong one first, the right one second
+    towers[4, 4] = -1  # picture 4: the right caption is last
+    with small_board(6, 6):
+        judge = Judge(towers, right)
+        assert reranked_scores(judge, scenes, numbers, numbers, 1)["r1"] == 0  # the one candidate is wrong
+        found = reranked_scores(judge, scenes, numbers, numbers, 2)
+        assert (
+            found["i2t_r1"] == found["t2i_r1"] == pytest.approx(5 / 6)
+        )  # the judge is always right; 4 was never asked for
+        assert reranked_scores(judge, scenes, numbers, numbers, 6)["r1"] == 1
+        fool = Judge(right, -right)  # good towers, a judge who is always wrong
+        assert reranked_scores(fool, scenes, numbers, numbers, 2)["r1"] == 0 and fool.asked <= 6 * 2 * 2
+        assert reranked_scores(Judge(towers, towers), scenes, numbers, numbers, 3) == retrieval(
+            towers, scenes.captions[:6]
+        )
 
 
 @pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "85dcb95e")

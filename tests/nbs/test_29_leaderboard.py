@@ -48,6 +48,26 @@ def setup_c24f0f81():
     return made_up
 
 
+@pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "07022d51")
+def test_marks_of_questions_join_their_row():
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, budget in ((0, "quick"), (1, "quick"), (0, "full")):
+            r = {"row": "clip", "budget": budget, "seed": seed, "metrics": {"seen/r1": 0.5}}
+            save_json(result_path(Path(folder), "scenes", r), r)
+        for task, value in (("vqa", 0.6), ("nlvr", 0.7)):
+            r = {
+                "row": f"clip-{task}",
+                "budget": "quick",
+                "seed": 0,
+                "metrics": {f"{task}/all": value},
+                "config": {"line": "clip"},
+            }
+            save_json(result_path(Path(folder), "downstream", r), r)
+        found = {(r["budget"], r["seed"]): r["metrics"] for r in read_results(Path(folder))}
+        assert found["quick", 0] == {"seen/r1": 0.5, "vqa/all": 0.6, "nlvr/all": 0.7}
+        assert found["quick", 1] == found["full", 0] == {"seen/r1": 0.5}
+
+
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "07cbfb07")
 def test_whole_or_not_at_all():
     with tempfile.TemporaryDirectory() as folder:

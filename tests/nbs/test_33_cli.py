@@ -53,6 +53,20 @@ def test_no_torch_before_a_command():
     assert top <= {"os", "sys", "pathlib", "typing", "typer"}, top
 
 
+@pytest.mark.nb("nbs/6_lab/33_cli.ipynb", "9d828de9")
+def test_doctor_looks_at_a_run(setup_e5b47357):
+    _, refused, vlp = setup_e5b47357
+    with tempfile.TemporaryDirectory() as folder:
+        path, curve = Path(folder) / "run.json", [4.14] * 20
+        for curve, sick in ((curve, 1), ([4.14 - 0.1 * i for i in range(20)], 0)):
+            path.write_text(
+                json.dumps({"steps": 200, "curves": {"itc": curve}, "config": {"recipe": {"batch_size": 63}}})
+            )
+            assert CliRunner().invoke(app, ["doctor", str(path)]).exit_code == sick
+        assert vlp("doctor", path).endswith("run.json: healthy\n")
+        assert "is no recorded run" in refused("doctor", Path(folder) / "none.json")
+
+
 @pytest.mark.nb("nbs/6_lab/33_cli.ipynb", "4424c7e5")
 def test_show_draws(setup_e5b47357):
     _, _, vlp = setup_e5b47357

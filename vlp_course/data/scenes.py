@@ -7,7 +7,7 @@ __all__ = ['SIDE', 'HALF', 'ground_picture', 'shape_sprite', 'paste', 'Placed', 
 
 # %% ../../nbs/0_start/02e_scenes.ipynb #68f664fe
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -17,6 +17,7 @@ from .emoji import STYLES, sprite
 from .families import Member, caption_of, family
 from .grammar import (COLOURS, GROUNDS, HELD_OUT_NOUNS, NOUNS, PLACES, SHAPES, SIZES, TRAINED_NOUNS,
                                      Spec, Thing, describe, foil_specs)
+from .questions import noisy, questions, statements
 
 # %% ../../nbs/0_start/02e_scenes.ipynb #fb6db92f
 SIDE = 128                                       # pixels; every picture is SIDE x SIDE
@@ -132,7 +133,7 @@ def _placed(thing: Thing, corner: tuple[int, int], alpha: UInt8[np.ndarray, "siz
 # %% ../../nbs/0_start/02e_scenes.ipynb #842b20d4
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and all that is known of it. questions, statements, referring, noisy: filled by later chapters."""
+    """A picture and all that is known of it; questions, statements and the noisy caption are written when first asked for."""
     index: int
     split: str
     seed: int
@@ -143,10 +144,22 @@ class Scene:
     relation: str                         # horizontal, vertical, place or count
     caption: str
     foils: dict[str, str]                 # slot -> caption that is wrong in this slot alone
-    questions: tuple = ()
-    statements: tuple = ()
-    referring: tuple = ()
-    noisy: str | None = None
+    referring: tuple = ()                 # filled by a later chapter
+
+    @cached_property
+    def questions(self) -> tuple[tuple[str, str, str], ...]:
+        """(slot, question, answer), each with one defensible answer."""
+        return questions(self.split, self.seed, self.index)
+
+    @cached_property
+    def statements(self) -> tuple[tuple[str, bool], ...]:
+        """(text, true): a true statement, and one that is false in one slot."""
+        return statements(self.split, self.seed, self.index)
+
+    @cached_property
+    def noisy(self) -> tuple[str, str]:
+        """(kind, caption), where half of all captions are spoiled: clean, swap, other or truncated."""
+        return noisy(self.split, self.seed, self.index)
 
 
 def scene(split: str, seed: int, index: int, style: str = "noto") -> Scene:

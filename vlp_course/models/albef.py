@@ -69,6 +69,7 @@ class ALBEF(nn.Module):
     """Align before fuse (Li et al. 2021): ITC on the towers, ITM and MLM on the fused words, soft targets from a slow copy.
 
     `fast` is trained by the losses. `slow`, its moving average, and the queues change in `after_step` only."""
+    rerank = 16                        # so many of the nearest by cosine are matched when a gallery is searched
 
     def __init__(self, fast: Trunk, config: Config = Config(), dim: int = 128):
         super().__init__()

@@ -6,6 +6,7 @@ import pytest
 import tempfile
 import torch
 from pathlib import Path
+from torch import Tensor
 from torch import nn
 from vlp_course.data.pairs import SceneSet
 from vlp_course.lab import result_path
@@ -113,3 +114,53 @@ def test_a_recorded_row_is_not_trained_again():
         assert json.loads(Path(folder, "albef", "full-quick-s4.json").read_text()) == {"kept": True}
         with pytest.raises(SystemExit):
             main(["--rows", "unknown"])
+
+
+@pytest.mark.nb("nbs/3_fusion/13a_align_before_fuse.ipynb", "04b51c94")
+def test_needed():
+    def needed(q1: float, qk: float) -> float:
+        """The accuracy at which re-ranking k items equals the cosines."""
+        return q1 / qk
+
+    draw = np.random.default_rng(0)
+    near = draw.random(200_000) < 0.9  # the right one is among the first k
+    picked = near & (draw.random(200_000) < needed(0.6, 0.9))
+    assert abs(picked.mean() - 0.6) < 0.01 and needed(0.5, 0.5) == 1
+
+
+@pytest.mark.nb("nbs/3_fusion/13a_align_before_fuse.ipynb", "04b51c94")
+def test_needed_starter_fails():
+    def needed(q1: float, qk: float) -> float:
+        """The accuracy at which re-ranking k items equals the cosines."""
+        return q1
+
+    with pytest.raises(Exception):
+        draw = np.random.default_rng(0)
+        near = draw.random(200_000) < 0.9  # the right one is among the first k
+        picked = near & (draw.random(200_000) < needed(0.6, 0.9))
+        assert abs(picked.mean() - 0.6) < 0.01 and needed(0.5, 0.5) == 1
+
+
+@pytest.mark.nb("nbs/3_fusion/13a_align_before_fuse.ipynb", "e3400359")
+def test_combined():
+    def combined(cosine: Tensor, match: Tensor, near: Tensor, weight: float) -> Tensor:
+        """Matching plus a weight times the cosine, where `near` is true."""
+        return (match + weight * cosine).masked_fill(~near, -torch.inf)
+
+    cosine, match = torch.tensor([[0.5, 0.4, 0.9]]), torch.tensor([[1.0, 1.1, 9.0]])
+    near = torch.tensor([[True, True, False]])
+    assert combined(cosine, match, near, 0).argmax().item() == 1  # the third is not near
+    assert combined(cosine, match, near, 2).argmax().item() == 0  # the cosine tips the scale
+
+
+@pytest.mark.nb("nbs/3_fusion/13a_align_before_fuse.ipynb", "e3400359")
+def test_combined_starter_fails():
+    def combined(cosine: Tensor, match: Tensor, near: Tensor, weight: float) -> Tensor:
+        """Matching plus a weight times the cosine, where `near` is true."""
+        return match + weight * cosine
+
+    with pytest.raises(Exception):
+        cosine, match = torch.tensor([[0.5, 0.4, 0.9]]), torch.tensor([[1.0, 1.1, 9.0]])
+        near = torch.tensor([[True, True, False]])
+        assert combined(cosine, match, near, 0).argmax().item() == 1  # the third is not near
+        assert combined(cosine, match, near, 2).argmax().item() == 0  # the cosine tips the scale

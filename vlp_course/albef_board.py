@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'TOP', 'SIZES', 'TRIALS', 'FAMILIES', 'WHOLE', 'Trial', 'train_scenes', 'start_from_clip', 'start_from_lm',
-           'prepared', 'hits', 'pair_matches', 'reranked', 'paired', 'gallery_hits', 'examine', 'val_scenes', 'probe',
-           'run_trial', 'run_whole', 'main']
+           'prepared', 'hits', 'paired', 'gallery_hits', 'examine', 'val_scenes', 'probe', 'run_trial', 'run_whole',
+           'main']
 
 # %% ../nbs/3_fusion/13a_align_before_fuse.ipynb #0aa85d7b
 import argparse, time
@@ -104,25 +104,9 @@ def hits(scores: Float[Tensor, "queries items"], relevant: Bool[Tensor, "queries
     return (scores.masked_fill(~relevant, -torch.inf).amax(1) > scores.masked_fill(relevant, -torch.inf).amax(1)).numpy()
 
 
-def pair_matches(model: nn.Module, images: Tokens, texts: Tokens, i: Tensor, t: Tensor) -> Float[Tensor, "pairs"]:
-    """`match` of picture i[k] with text t[k]."""
-    return torch.cat([matches(model, part(images, i[a:a + 256]), part(texts, t[a:a + 256])) for a in range(0, len(i), 256)])
-
-
-def reranked(model: nn.Module, images: Tokens, texts: Tokens, cosine: Float[Tensor, "images texts"]) -> Float[Tensor, "images texts"]:
-    """Matching scores for pairs that are among the TOP by cosine for the picture or for the text; -inf for the others."""
-    near = torch.zeros_like(cosine, dtype=torch.bool)
-    near.scatter_(1, cosine.topk(TOP, 1).indices, True)
-    near.scatter_(0, cosine.topk(TOP, 0).indices, True)
-    i, t = near.nonzero(as_tuple=True)
-    scores = torch.full_like(cosine, -torch.inf)
-    scores[i, t] = pair_matches(model, images, texts, i, t)
-    return scores
-
-
 def paired(model: nn.Module, kind: str, images: Tokens, texts: Tokens, i: Tensor, t: Tensor) -> Float[Tensor, "pairs"]:
     """Picture i[k] with text t[k]: their cosine (`itc`) or what matching says (`itm`)."""
-    return (images.pooled[i] * texts.pooled[t]).sum(1) if kind == "itc" else pair_matches(model, images, texts, i, t)
+    return (images.pooled[i] * texts.pooled[t]).sum(1) if kind == "itc" else matches(model, part(images, i), part(texts, t))
 
 
 def gallery_hits(model: nn.Module, images: Tokens, texts: Tokens, captions: list[str], rerank: bool) -> dict[str, np.ndarray]:
@@ -131,10 +115,11 @@ def gallery_hits(model: nn.Module, images: Tokens, texts: Tokens, captions: list
     relevant, cosine = torch.from_numpy(keys[:, None] == keys[None]), model.similarity(images, texts)
     found = {"itc": np.concatenate([hits(cosine, relevant), hits(cosine.T, relevant)])}
     if rerank:
-        scores = reranked(model, images, texts, cosine)
-        sides = [(s.masked_fill(~torch.zeros_like(relevant).scatter(1, c.topk(TOP, 1).indices, True), -torch.inf))
-                 for s, c in ((scores, cosine), (scores.T, cosine.T))]
-        found["itm"] = np.concatenate([hits(side, relevant) for side in sides])
+        near = [torch.zeros_like(relevant).scatter(d, cosine.topk(TOP, d).indices, True) for d in (1, 0)]
+        i, t = (near[0] | near[1]).nonzero(as_tuple=True)                                 # a pair is matched once for both ways
+        scores = torch.full_like(cosine, -torch.inf).index_put((i, t), matches(model, part(images, i), part(texts, t)))
+        ways = [scores.masked_fill(~n, -torch.inf) for n in near]
+        found["itm"] = np.concatenate([hits(ways[0], relevant), hits(ways[1].T, relevant)])
     return found
 
 # %% ../nbs/3_fusion/13a_align_before_fuse.ipynb #cde63a74

@@ -48,7 +48,6 @@ def test_fusion_layers_look_at_the_picture():
     text = Tokens(torch.zeros(2, 12), torch.randn(2, 5, 12, generator=draw), mask)
     image = Tokens(torch.zeros(2, 12), torch.randn(2, 7, 12, generator=draw), torch.ones(2, 7, dtype=torch.bool))
     fused = fusion(image, text)
-    assert torch.equal(fused.pooled, fused.tokens[:, 0])
     other = fusion(image._replace(tokens=image.tokens.flip(0)), text)
     assert (fused.pooled - other.pooled).abs().max() > 0.1  # another picture
     turned = fusion(image._replace(tokens=image.tokens.flip(1)), text)
@@ -67,16 +66,15 @@ def test_text_path_equals_bert():
         bert = BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager").double().eval()
     parts = split_bert(state, pieces.order)
     text, fusion = TextLayers(len(pieces.order)).double(), FusionLayers().double()
-    text.load_state_dict(parts[0])
+    assert all("pool" in k for k in text.load_state_dict(parts[0], strict=False).missing_keys)
     left = fusion.load_state_dict(parts[1], strict=False)
-    assert not left.unexpected_keys and all("cross" in k for k in left.missing_keys)
+    assert not left.unexpected_keys and all("cross" in k or "pool" in k for k in left.missing_keys)
     captions = pieces.tokenize(["an owl left of a red circle", "two cats", "a snowboarder above the unicorn on grass"])
     read_by_bert = bert(
         pieces.order[captions.ids] * captions.mask, captions.mask.long(), output_hidden_states=True
     ).hidden_states
     first = text(captions)
     torch.testing.assert_close(first.tokens[captions.mask], read_by_bert[3][captions.mask], rtol=0, atol=1e-10)
-    torch.testing.assert_close(first.pooled, read_by_bert[3][:, 0], rtol=0, atol=1e-10)
     torch.testing.assert_close(
         fusion.text_only(first)[captions.mask], read_by_bert[6][captions.mask], rtol=0, atol=1e-10
     )

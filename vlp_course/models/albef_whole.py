@@ -15,7 +15,7 @@ from ..data.assets import read
 from ..data.grammar import grammar_words
 from ..data.pairs import Tokenized
 from .albef import ALBEF, Config, Trunk
-from ..nn.encoders import ImageEncoder, Tokens
+from ..nn.encoders import AttentionPool, ImageEncoder, Tokens
 from ..nn.transformer import DecoderLayer, EncoderLayer
 
 # %% ../../nbs/3_fusion/13b_albef_whole.ipynb #17b22801
@@ -53,19 +53,20 @@ def _layer(kind: type, dim: int, heads: int) -> nn.Module:
 
 
 class TextLayers(nn.Module):
-    """BERT's embeddings and its first layers; the summary is the state of [CLS]."""
+    """BERT's embeddings and its first layers; attention pooling gives the summary."""
 
     def __init__(self, words: int, dim: int = 384, heads: int = 12, layers: int = 3, places: int = 512):
         super().__init__()
         self.embed, self.position, self.kind = nn.Embedding(words, dim, padding_idx=0), nn.Embedding(places, dim), nn.Embedding(2, dim)
         self.norm, self.layers = nn.LayerNorm(dim, 1e-12), nn.ModuleList(_layer(EncoderLayer, dim, heads) for _ in range(layers))
+        self.pool = AttentionPool(dim, heads)
 
     def forward(self, text: Tokenized) -> Tokens:
         """Tokens of a tokenised batch."""
         x = self.norm(self.embed(text.ids) + self.position.weight[:text.ids.shape[1]] + self.kind.weight[0])
         for layer in self.layers:
             x = layer(x, text.mask[:, None])
-        return Tokens(x[:, 0], x, text.mask)
+        return Tokens(self.pool(x, text.mask), x, text.mask)
 
 
 class FusionLayers(nn.Module):
@@ -73,14 +74,14 @@ class FusionLayers(nn.Module):
 
     def __init__(self, dim: int = 384, heads: int = 12, layers: int = 3):
         super().__init__()
-        self.layers = nn.ModuleList(_layer(DecoderLayer, dim, heads) for _ in range(layers))
+        self.layers, self.pool = nn.ModuleList(_layer(DecoderLayer, dim, heads) for _ in range(layers)), AttentionPool(dim, heads)
 
     def forward(self, image: Tokens, text: Tokens) -> Tokens:
-        """The words after they have seen the picture; the summary is the state of [CLS]."""
+        """The words after they have seen the picture, and one summary vector of them."""
         x = text.tokens
         for layer in self.layers:
             x = layer(x, image.tokens, text.mask[:, None], image.mask[:, None])
-        return Tokens(x[:, 0], x, text.mask)
+        return Tokens(self.pool(x, text.mask), x, text.mask)
 
     def text_only(self, text: Tokens) -> Float[Tensor, "batch tokens dim"]:
         """The same layers with the cross-attention left out: what BERT computes."""
@@ -111,7 +112,7 @@ def split_bert(state: dict[str, Tensor], order: Tensor, first: int = 3) -> tuple
     return text, fusion
 
 
-SHORT = Config(momentum=0.9, ramp=200, matched=12, queue=240)              # for runs of some hundred steps of 12 pairs
+SHORT = Config(ramp=200, matched=12, queue=240)              # for runs of some hundred steps of 12 pairs
 
 
 def build(size: str = "whole", seed: int = 0, config: Config = SHORT) -> ALBEF:
@@ -122,7 +123,7 @@ def build(size: str = "whole", seed: int = 0, config: Config = SHORT) -> ALBEF:
     pieces = Pieces()
     text, fusion = TextLayers(len(pieces.order)), FusionLayers()
     first, last = split_bert(load(read("text-weights", f"{FOLDER}/model.safetensors")), pieces.order)
-    text.load_state_dict(first)
-    if odd := [k for k in fusion.load_state_dict(last, strict=False).missing_keys if "cross" not in k]:
-        raise ValueError(f"the weights lack {len(odd)} tensors of the fusion layers, as {odd[0]}")
+    missing = [k for half, state in ((text, first), (fusion, last)) for k in half.load_state_dict(state, strict=False).missing_keys]
+    if odd := [k for k in missing if "cross" not in k and "pool" not in k]:
+        raise ValueError(f"the weights lack {len(odd)} tensors, as {odd[0]}")
     return ALBEF(Trunk(ImageEncoder(384, 12), text, pieces, fusion, pieces.spoken, 384), config, 384)

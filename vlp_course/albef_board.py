@@ -52,6 +52,7 @@ TRIALS = {                              # steps: 60 CPU-seconds of one thread on
     "no-distillation": Trial("no distillation", 300, Config(alpha=0)),
     "even-negatives": Trial("even negatives", 260, Config(hardness=0)),
     "hardening": Trial("negatives harden slowly", 260, Config(harden=260)),
+    "slower": Trial("m = 0.995", 260, Config(momentum=0.995)),
     "from-clip": Trial("CLIP, then ALBEF", 130, lr=1e-3, before="clip", before_steps=650),
     "from-lm": Trial("captioner, then ALBEF", 130, lr=1e-3, before="lm", before_steps=380),
     "long": Trial("ALBEF, five times the steps", 1300),

@@ -7,6 +7,7 @@ import tempfile
 import torch
 import torch.nn.functional as F
 from dataclasses import replace
+from torch import Tensor
 from torch import nn
 from vlp_course.checkpoints import checkpoint_sha
 from vlp_course.data.pairs import Pairs
@@ -42,7 +43,7 @@ def setup_caae73b9():
             captions = [self.captions[i] for i in indices]
             return Pairs(None, captions, tokenize(captions), torch.as_tensor(indices), self.features[indices])
 
-    def toy(seed=0, fused=63, **changes):
+    def toy(seed=0, **changes):
         """ALBEF of width 12 with 3 heads, 5 words covered in ten, a queue of 11."""
         torch.manual_seed(seed)
         vocabulary = Vocabulary("fox owl cat on sand snow grass stone lies".split())
@@ -54,7 +55,7 @@ def setup_caae73b9():
             len(vocabulary),
             12,
         )
-        model = ALBEF(trunk, Config(queue=11, ramp=4, fused=fused, **changes), 12)
+        model = ALBEF(trunk, Config(queue=11, ramp=4, **changes), 12)
         for name, p in model.named_parameters():
             if p.ndim > 1 and "embed" not in name:
                 nn.init.normal_(p, std=0.4)  # default weights are so small that they hide errors
@@ -69,10 +70,10 @@ def setup_caae73b9():
     return Toy, draw, toy
 
 
-@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "ac196e42")
+@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "6969237b")
 def test_every_loss_equals_its_slow_twin(setup_caae73b9):
     Toy, draw, toy = setup_caae73b9
-    model, data = toy(fused=5).double(), Toy()
+    model, data = toy(matched=5).double(), Toy()
     batch = replace(
         b := data.batch([0, 1, 2, 3, 4, 12, 5], model.tokenize), features=b.features.double()
     )  # 0 and 12: the same caption
@@ -112,7 +113,7 @@ def test_every_loss_equals_its_slow_twin(setup_caae73b9):
         losses["itm"], F.cross_entropy(logits, torch.tensor([yes for *_, yes in questions])), rtol=0, atol=1e-10
     )
 
-    masked, chosen = mask_words(Tokenized(*(x[:5] for x in batch.text)), 14, 0.5, g)
+    masked, chosen = mask_words(batch.text, 14, 0.5, g)
     total = 0
     for i, place in chosen.nonzero():
         scores = [
@@ -124,7 +125,7 @@ def test_every_loss_equals_its_slow_twin(setup_caae73b9):
     torch.testing.assert_close(losses["mlm"], total, rtol=0, atol=1e-10)
 
 
-@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "da8b7f63")
+@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "e54248a9")
 def test_matching_reads_the_pair_and_no_padding(setup_caae73b9):
     Toy, _, toy = setup_caae73b9
     model = toy()
@@ -141,7 +142,7 @@ def test_matching_reads_the_pair_and_no_padding(setup_caae73b9):
     torch.testing.assert_close(model.match(image, model.encode_text(longer)), model.match(image, text))
 
 
-@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "0faf74d3")
+@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "47914185")
 def test_forward_changes_nothing_and_no_gradient_reaches_the_slow_copy(setup_caae73b9):
     Toy, draw, toy = setup_caae73b9
     model = toy()
@@ -180,11 +181,13 @@ def test_after_step_moves_average_queue_and_temperature(setup_caae73b9):
     assert model.fast.logit_scale.exp().item() == pytest.approx(2)  # temperature 0.5
 
 
-@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "b79535a7")
-def test_alpha_grows_and_then_stays(setup_caae73b9):
+@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "e4f941be")
+def test_alpha_and_hardness_grow_and_then_stay(setup_caae73b9):
     _, _, toy = setup_caae73b9
     model = toy()
     assert [model.alpha(step) for step in (0, 1, 2, 4, 9)] == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
+    assert [model.hardness(step) for step in (0, 9)] == [1, 1]
+    assert [toy(hardness=0.5, harden=10).hardness(step) for step in (0, 5, 10, 20)] == [0, 0.25, 0.5, 0.5]
 
 
 @pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "2bba4bdb")
@@ -263,3 +266,65 @@ def test_clip_weights_fit_the_fast_towers():
     assert not left.unexpected_keys and {k.split(".")[0] for k in left.missing_keys} == {"fusion", "head"}
     with pytest.raises(ValueError, match="unknown size 'whole': models.albef has 'small'"):
         build("whole")
+
+
+@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "ddfed714")
+def test_age(setup_caae73b9):
+    _, _, toy = setup_caae73b9
+
+    def age(queue: int, batch: int) -> int:
+        """After how many steps a vector has left the queue."""
+        return -(-queue // batch)  # rounded up: the last batch may be cut
+
+    model = toy()
+    for steps in range(1, 4):  # a queue of 11, batches of 4: the first is gone after three more
+        model.after_step({"key": torch.full((4,), steps)}, 0)
+    assert (model.key_queue == 1).sum() == 3 and age(11, 4) == 3
+    model.after_step({"key": torch.full((4,), 4)}, 0)
+    assert not (model.key_queue == 1).any() and age(630, 63) == 10
+
+
+@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "ddfed714")
+def test_age_starter_fails(setup_caae73b9):
+    _, _, toy = setup_caae73b9
+
+    def age(queue: int, batch: int) -> int:
+        """After how many steps a vector has left the queue."""
+        return queue
+
+    with pytest.raises(Exception):
+        model = toy()
+        for steps in range(1, 4):  # a queue of 11, batches of 4: the first is gone after three more
+            model.after_step({"key": torch.full((4,), steps)}, 0)
+        assert (model.key_queue == 1).sum() == 3 and age(11, 4) == 3
+        model.after_step({"key": torch.full((4,), 4)}, 0)
+        assert not (model.key_queue == 1).any() and age(630, 63) == 10
+
+
+@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "9e34334b")
+def test_bias_free():
+    def bias_free(slow: Tensor, start: Tensor, momentum: float, steps: int) -> Tensor:
+        """The average of the weights since the start, without the start."""
+        return (slow - momentum**steps * start) / (1 - momentum**steps)
+
+    slow = start = torch.randn(5)
+    weights = torch.randn(7, 5)
+    for w in weights:
+        slow = 0.9 * slow + 0.1 * w
+    share = 0.1 * 0.9 ** torch.arange(6, -1, -1.0)
+    torch.testing.assert_close(bias_free(slow, start, 0.9, 7), (share[:, None] * weights).sum(0) / share.sum())
+
+
+@pytest.mark.nb("nbs/3_fusion/13_albef.ipynb", "9e34334b")
+def test_bias_free_starter_fails():
+    def bias_free(slow: Tensor, start: Tensor, momentum: float, steps: int) -> Tensor:
+        """The average of the weights since the start, without the start."""
+        return slow
+
+    with pytest.raises(Exception):
+        slow = start = torch.randn(5)
+        weights = torch.randn(7, 5)
+        for w in weights:
+            slow = 0.9 * slow + 0.1 * w
+        share = 0.1 * 0.9 ** torch.arange(6, -1, -1.0)
+        torch.testing.assert_close(bias_free(slow, start, 0.9, 7), (share[:, None] * weights).sum(0) / share.sum())

@@ -30,9 +30,10 @@ class Config:
     ramp: int = 100                    # steps in which alpha grows from 0 (paper: the first epoch)
     momentum: float | int = 0.99       # of the slow copy (paper: 0.995 over 100,000s of steps)
     hardness: float | int = 1.0        # times the logits by which wrong partners are drawn; 0: evenly
+    harden: int = 0                    # steps in which hardness grows from 0 (paper: none)
     mask_share: float | int = 0.5      # share of words covered (paper: 0.15)
     queue: int = 630                   # vectors of either kind that are kept (paper: 65,536)
-    fused: int = 63                    # pairs of a batch that go through the fusion layers (paper: all)
+    matched: int = 21                  # pairs of a batch with which matching is asked (paper: all)
 
 
 class Trunk(CLIP):
@@ -68,6 +69,7 @@ class ALBEF(nn.Module):
     """Align before fuse (Li et al. 2021): ITC on the towers, ITM and MLM on the fused words, soft targets from a slow copy.
 
     `fast` is trained by the losses. `slow`, its moving average, and the queues change in `after_step` only."""
+    rerank = 16                        # so many of the nearest by cosine are matched when a gallery is searched
 
     def __init__(self, fast: Trunk, config: Config = Config(), dim: int = 128):
         super().__init__()
@@ -107,7 +109,11 @@ class ALBEF(nn.Module):
         """The slow copy's share in the targets of a step."""
         return self.config.alpha * min(1.0, step / max(1, self.config.ramp))
 
-    def contrast(self, fast: tuple[Tensor, Tensor], slow: tuple[Tensor, Tensor], keys: Int[Tensor, "batch"], alpha: float) -> Float[Tensor, ""]:
+    def hardness(self, step: int) -> float:
+        """How much the towers' opinion counts when wrong partners are drawn."""
+        return self.config.hardness * (min(1.0, step / self.config.harden) if self.config.harden else 1.0)
+
+    def contrast(self, fast: tuple[Tensor, Tensor], slow: tuple[Tensor, Tensor], keys: Int[Tensor, "batch"], alpha: float | int) -> Float[Tensor, ""]:
         """ITC of the fast vectors (pictures, texts) with the slow ones of the batch and of the queue (equations 1, 2 and 6)."""
         known = torch.cat([gather_with_grad(keys.double()), self.key_queue])
         right, scale = keys[:, None] == known, self.fast.logit_scale.exp()                # B B+queue
@@ -116,10 +122,10 @@ class ALBEF(nn.Module):
         targets = [soft_targets(right, scale.detach() * x @ c.T, alpha) for x, c in zip(slow, candidates)]
         return soft_itc_loss(*logits, *targets)
 
-    def ask(self, image: Tokens, text: Tokens, same: Bool[Tensor, "batch batch"], generator) -> list[tuple[Tokens, Tokens]]:
+    def ask(self, image: Tokens, text: Tokens, same: Bool[Tensor, "batch batch"], hardness: float, generator) -> list[tuple[Tokens, Tokens]]:
         """The pairs of matching: the right ones, then each text with a wrong picture, then each picture with a wrong text."""
-        logits = self.config.hardness * self.fast.logit_scale.exp() * image.pooled @ text.pooled.T
-        wrong, some = hard_negatives(logits, same, generator), slice(self.config.fused)
+        logits = hardness * self.fast.logit_scale.exp() * image.pooled @ text.pooled.T
+        wrong, some = hard_negatives(logits, same, generator), slice(self.config.matched)
         first = _rows(image, some), _rows(text, some)
         return [first, (_rows(image, wrong.image[some]), first[1]), (first[0], _rows(text, wrong.text[some]))]
 
@@ -127,28 +133,28 @@ class ALBEF(nn.Module):
         """The losses, in nats; the state is what the queues take in."""
         config, alpha, losses, pairs = self.config, self.alpha(step), {}, []
         image, text = self.encode_image(batch), self.encode_text(batch.text)
+        slow_image = slow_text = None
         with torch.no_grad():
-            slow_image, slow_text = self.slow.encode_image(batch), self.slow.encode_text(batch.text)
+            if config.itc or config.alpha:
+                slow_image, slow_text = self.slow.encode_image(batch), self.slow.encode_text(batch.text)
         keys = caption_keys(batch.caption, image.pooled.device)
         with torch.autocast(image.pooled.device.type, enabled=False):
             if config.itc:
                 losses["itc"] = config.itc * self.contrast((image.pooled, text.pooled), (slow_image.pooled, slow_text.pooled), keys, alpha)
             if config.itm:
-                pairs += self.ask(image, text, keys[:, None] == keys, generator)
-        first = Tokenized(*(x[:config.fused] for x in batch.text))
+                pairs += self.ask(image, text, keys[:, None] == keys, self.hardness(step), generator)
         if config.mlm:
-            masked, chosen = mask_words(first, len(self.fast.head.bias), config.mask_share, generator)
-            pairs.append((_rows(image, slice(config.fused)), self.encode_text(masked)))
+            masked, chosen = mask_words(batch.text, len(self.fast.head.bias), config.mask_share, generator)
+            pairs.append((image, self.encode_text(masked)))
         fused = self.fuse(*(_stack(*side) for side in zip(*pairs))) if pairs else None     # one pass for all
-        n = len(first.ids)
         if config.itm:
-            right, wrong = self.itm_head(fused.pooled[:3 * n]).split([n, 2 * n])
+            right, wrong = self.itm_head(fused.pooled[:3 * (n := min(config.matched, len(keys)))]).split([n, 2 * n])
             losses["itm"] = config.itm * itm_loss(right, wrong)
         if config.mlm:
-            losses["mlm"] = config.mlm * self.missing(fused.tokens[-n:], first, masked, chosen, _rows(slow_image, slice(config.fused)), alpha)
-        return Out(losses, {"image": slow_image.pooled, "text": slow_text.pooled, "key": keys})
+            losses["mlm"] = config.mlm * self.missing(fused.tokens[-len(keys):], batch.text, masked, chosen, slow_image, alpha)
+        return Out(losses, {"image": slow_image.pooled, "text": slow_text.pooled, "key": keys} if slow_image else {})
 
-    def missing(self, states: Tensor, text: Tokenized, masked: Tokenized, chosen: Tensor, slow_image: Tokens, alpha: float) -> Float[Tensor, ""]:
+    def missing(self, states: Tensor, text: Tokenized, masked: Tokenized, chosen: Tensor, slow_image: Tokens | None, alpha: float) -> Float[Tensor, ""]:
         """MLM at the chosen words; the slow copy reads the same covered text beside its own view of the picture (equation 7)."""
         teacher = None
         if alpha:
@@ -167,7 +173,7 @@ class ALBEF(nn.Module):
             queue.copy_(torch.cat([new.to(queue.dtype), queue])[:len(queue)])
 
 # %% ../../nbs/3_fusion/13_albef.ipynb #b43931e3
-ROW = dict(title="ALBEF", quick=500, lr=1e-3, families=0.3, sets=("seen",), live=False)
+ROW = dict(title="ALBEF", quick=260, lr=3e-3, families=0.3, sets=("seen",), live=False)
 
 
 def build(size: str = "small", seed: int = 0, config: Config = Config()) -> ALBEF:

@@ -9,14 +9,18 @@ import torch.nn.functional as F
 from pathlib import Path
 from vlp_course.checkpoints import checkpoint_sha
 from vlp_course.data.grammar import grammar_words
+from vlp_course.data.pairs import EOS
 from vlp_course.data.pairs import SceneSet
 from vlp_course.data.pairs import Vocabulary
 from vlp_course.decoding import beam_search
+from vlp_course.decoding import greedy
 from vlp_course.decoding import nucleus
 from vlp_course.nn.backbone import WIDTH
 from vlp_course.nn.encoders import ImageEncoder
 from vlp_course.nn.encoders import Tokens
 from vlp_course.nn.med import MED
+from vlp_course.nn.med import Writer
+from vlp_course.nn.transformer import DecoderState
 from vlp_course.train import Recipe
 from vlp_course.train import fit
 from vlp_course.models.blip import BLIP, Queue, Separate, build
@@ -144,14 +148,14 @@ def test_gradients_reach_what_they_should(setup_d3d0b4aa):
 @pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "2666b631")
 def test_forward_changes_nothing_after_step_does(setup_d3d0b4aa):
     _, step_of, tiny, tiny_batch = setup_d3d0b4aa
-    model = tiny()
+    model = tiny(momentum=0.5)
     before, out = checkpoint_sha(model), step_of(model, tiny_batch(model))
     assert checkpoint_sha(model) == before and not any(v.requires_grad for v in out.state.values())
     with torch.no_grad():
         for p in model.towers.parameters():
             p.add_(1.0)
         old = {n: p.clone() for n, p in model.slow.named_parameters()}
-        model.after_step(out.state, step=8)  # min(0.995, 9 / 18)
+        model.after_step(out.state, step=8)
         for n, p in model.slow.named_parameters():
             torch.testing.assert_close(p, 0.5 * old[n] + 0.5 * model.towers.get_parameter(n))
     assert not any("cross" in n or "causal" in n for n in old)  # neither decoder nor cross-attention is copied
@@ -258,3 +262,61 @@ def test_small_model_keeps_the_course_vocabulary():
     start = torch.zeros(1, 1, dtype=torch.long)
     assert model.med("match").begin(start, 0).item() == len(model.vocabulary)
     assert len(model.word_head.bias) == len(Vocabulary(grammar_words())) < len(model.vocabulary)
+
+
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "3c06d12d")
+def test_alpha_at():
+    def alpha_at(step: int, ramp: int = 508, alpha: float = 0.4) -> float:
+        return alpha * min(1, step / ramp)
+
+    assert [alpha_at(s) for s in (0, 254, 508, 9999)] == pytest.approx([0, 0.2, 0.4, 0.4])
+
+
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "3c06d12d")
+def test_alpha_at_starter_fails():
+    def alpha_at(step: int, ramp: int = 508, alpha: float = 0.4) -> float:
+        return alpha
+
+    with pytest.raises(Exception):
+        assert [alpha_at(s) for s in (0, 254, 508, 9999)] == pytest.approx([0, 0.2, 0.4, 0.4])
+
+
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "ae75a642")
+def test_prompt(setup_d3d0b4aa):
+    _, _, tiny, tiny_batch = setup_d3d0b4aa
+
+    def continued(model: BLIP, image: Tokens, prompt: str) -> list[str]:
+        start = torch.tensor([model.vocabulary.encode(prompt)[:-1]]).expand(len(image.tokens), -1)
+        med = model.med("write")
+        found = greedy(
+            DecoderState(Writer(med, model.word_head), image.tokens),
+            med.begin(start, 1),
+            EOS,
+            len(med.position) - start.shape[1],
+        )
+        return [" ".join([prompt, *(model.vocabulary.words[i] for i in ids)]) for ids in found]
+
+    model = tiny().eval()
+    with torch.no_grad():
+        image = model.encode_image(tiny_batch(model))
+        texts = continued(model, image, "on a")
+        assert all(text.startswith("on a ") for text in texts)
+        free = model.generate(image)
+        assert continued(model, image, free[0].split()[0])[0] == free[0]
+
+
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "ae75a642")
+def test_prompt_starter_fails(setup_d3d0b4aa):
+    _, _, tiny, tiny_batch = setup_d3d0b4aa
+
+    def continued(model: BLIP, image: Tokens, prompt: str) -> list[str]:
+        return model.generate(image)
+
+    with pytest.raises(Exception):
+        model = tiny().eval()
+        with torch.no_grad():
+            image = model.encode_image(tiny_batch(model))
+            texts = continued(model, image, "on a")
+            assert all(text.startswith("on a ") for text in texts)
+            free = model.generate(image)
+            assert continued(model, image, free[0].split()[0])[0] == free[0]

@@ -127,7 +127,7 @@ def filter_scores(captions: list[Caption], kept: np.ndarray, scenes: SceneSet) -
                      "noise/after": mean((noise | (kinds == "wrong"))[kept])}
 
 
-NOISY, HUMAN, STEPS, TUNING, GALLERY = 6000, 1002, 250, 60, 252      # captions, steps, and scenes of the test
+NOISY, HUMAN, STEPS, TUNING, GALLERY = 6000, 1002, 420, 120, 252      # captions, steps, and scenes of the test
 
 
 def capfilt(seed: int, steps: int = STEPS, tuning: int = TUNING, gallery: int = GALLERY) -> dict:

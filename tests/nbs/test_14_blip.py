@@ -10,7 +10,9 @@ from pathlib import Path
 from vlp_course.checkpoints import checkpoint_sha
 from vlp_course.data.grammar import grammar_words
 from vlp_course.data.pairs import EOS
+from vlp_course.data.pairs import MASK
 from vlp_course.data.pairs import SceneSet
+from vlp_course.data.pairs import UNK
 from vlp_course.data.pairs import Vocabulary
 from vlp_course.decoding import beam_search
 from vlp_course.decoding import greedy
@@ -244,6 +246,23 @@ def test_three_searches_write(setup_d3d0b4aa):
     draw = lambda seed: model.generate(image, nucleus, top_p=0.9, generator=torch.Generator().manual_seed(seed))
     assert model.generate(image) == model.generate(image, beam_search, beams=1)
     assert draw(0) == draw(0) != draw(1) and all(len(c.split()) <= 23 for c in draw(0))
+
+
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "53d690b6")
+def test_no_marks_are_written_and_unknown_words_do_no_harm(setup_d3d0b4aa):
+    _, _, tiny, tiny_batch = setup_d3d0b4aa
+    model = tiny().eval()
+    model.word_head.bias.data[MASK] = 30.0  # it would say [MASK] for ever
+    assert set(model.generate(model.encode_image(tiny_batch(model)))) == {""}
+    model = BLIP(
+        ImageEncoder(16, 2), MED(torch.randn(40, 16), 2), Vocabulary("a b c d e f g h".split()), 7, 16, 2, queue=70
+    )
+    image, ids = (
+        torch.randn(2, 4, 16),
+        torch.tensor([[2, 5, 12, 3], [2, 9, 6, 3]]),
+    )  # 12 and 9: beyond the seven that the head knows
+    tokens = Tokens(image.mean(1), image, torch.ones(2, 4, dtype=torch.bool))
+    assert model._lm(tokens, ids) != model._lm(tokens, ids.where(ids < 7, UNK))  # read as they are, told as [UNK]
 
 
 @pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "23a1082a")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from ..data.grammar import grammar_words
-from ..data.pairs import EOS, PAD, Pairs, Tokenized, Vocabulary
+from ..data.pairs import EOS, MASK, PAD, UNK, Pairs, Tokenized, Vocabulary
 from ..decoding import greedy
 from .clip import towers
 from ..nn.encoders import AttentionPool, Out, Tokens
@@ -155,7 +155,8 @@ class BLIP(nn.Module):
     def _lm(self, image: Tokens, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, ""]:
         """Third mode: each next word after [DEC] and the true words before it, with smoothed targets."""
         med = self.med("write")
-        return smoothed_loss(Writer(med, self.word_head)(med.begin(ids, 1)[:, :-1], image.tokens), ids[:, 1:], 0.1, PAD)
+        target = ids[:, 1:].where(ids[:, 1:] < len(self.word_head.bias), UNK)        # words that it cannot say
+        return smoothed_loss(Writer(med, self.word_head)(med.begin(ids, 1)[:, :-1], image.tokens), target, 0.1, PAD)
 
     @torch.no_grad()
     def after_step(self, state: dict, step: int) -> None:
@@ -170,7 +171,7 @@ class BLIP(nn.Module):
         med, one = self.med("write"), torch.zeros(len(image.tokens), 1, dtype=torch.long, device=image.tokens.device)
         state = DecoderState(Writer(med, self.word_head), image.tokens)
         found = search(state, med.begin(one, 1), EOS, len(med.position) - 1, **options)
-        return [" ".join(self.vocabulary.words[i] for i in ids) for ids in found]
+        return [" ".join(self.vocabulary.words[i] for i in ids if i > MASK) for ids in found]          # no marks
 
 
 def _keys(batch: Pairs) -> Float[Tensor, "batch"]:

@@ -9,14 +9,20 @@ import torch.nn.functional as F
 from pathlib import Path
 from vlp_course.checkpoints import checkpoint_sha
 from vlp_course.data.grammar import grammar_words
+from vlp_course.data.pairs import EOS
+from vlp_course.data.pairs import MASK
 from vlp_course.data.pairs import SceneSet
+from vlp_course.data.pairs import UNK
 from vlp_course.data.pairs import Vocabulary
 from vlp_course.decoding import beam_search
+from vlp_course.decoding import greedy
 from vlp_course.decoding import nucleus
 from vlp_course.nn.backbone import WIDTH
 from vlp_course.nn.encoders import ImageEncoder
 from vlp_course.nn.encoders import Tokens
 from vlp_course.nn.med import MED
+from vlp_course.nn.med import Writer
+from vlp_course.nn.transformer import DecoderState
 from vlp_course.train import Recipe
 from vlp_course.train import fit
 from vlp_course.models.blip import BLIP, Queue, Separate, build
@@ -144,14 +150,14 @@ def test_gradients_reach_what_they_should(setup_d3d0b4aa):
 @pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "2666b631")
 def test_forward_changes_nothing_after_step_does(setup_d3d0b4aa):
     _, step_of, tiny, tiny_batch = setup_d3d0b4aa
-    model = tiny()
+    model = tiny(momentum=0.5)
     before, out = checkpoint_sha(model), step_of(model, tiny_batch(model))
     assert checkpoint_sha(model) == before and not any(v.requires_grad for v in out.state.values())
     with torch.no_grad():
         for p in model.towers.parameters():
             p.add_(1.0)
         old = {n: p.clone() for n, p in model.slow.named_parameters()}
-        model.after_step(out.state, step=8)  # min(0.995, 9 / 18)
+        model.after_step(out.state, step=8)
         for n, p in model.slow.named_parameters():
             torch.testing.assert_close(p, 0.5 * old[n] + 0.5 * model.towers.get_parameter(n))
     assert not any("cross" in n or "causal" in n for n in old)  # neither decoder nor cross-attention is copied
@@ -242,6 +248,23 @@ def test_three_searches_write(setup_d3d0b4aa):
     assert draw(0) == draw(0) != draw(1) and all(len(c.split()) <= 23 for c in draw(0))
 
 
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "53d690b6")
+def test_no_marks_are_written_and_unknown_words_do_no_harm(setup_d3d0b4aa):
+    _, _, tiny, tiny_batch = setup_d3d0b4aa
+    model = tiny().eval()
+    model.word_head.bias.data[MASK] = 30.0  # it would say [MASK] for ever
+    assert set(model.generate(model.encode_image(tiny_batch(model)))) == {""}
+    model = BLIP(
+        ImageEncoder(16, 2), MED(torch.randn(40, 16), 2), Vocabulary("a b c d e f g h".split()), 7, 16, 2, queue=70
+    )
+    image, ids = (
+        torch.randn(2, 4, 16),
+        torch.tensor([[2, 5, 12, 3], [2, 9, 6, 3]]),
+    )  # 12 and 9: beyond the seven that the head knows
+    tokens = Tokens(image.mean(1), image, torch.ones(2, 4, dtype=torch.bool))
+    assert model._lm(tokens, ids) != model._lm(tokens, ids.where(ids < 7, UNK))  # read as they are, told as [UNK]
+
+
 @pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "23a1082a")
 def test_mistakes_are_one_clear_line(setup_d3d0b4aa):
     _, _, tiny, _ = setup_d3d0b4aa
@@ -258,3 +281,63 @@ def test_small_model_keeps_the_course_vocabulary():
     start = torch.zeros(1, 1, dtype=torch.long)
     assert model.med("match").begin(start, 0).item() == len(model.vocabulary)
     assert len(model.word_head.bias) == len(Vocabulary(grammar_words())) < len(model.vocabulary)
+
+
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "3c06d12d")
+def test_alpha_at():
+    def alpha_at(step: int, ramp: int = 508, alpha: float = 0.4) -> float:
+        return alpha * min(1, step / ramp)
+
+    assert [alpha_at(s) for s in (0, 254, 508, 9999)] == pytest.approx([0, 0.2, 0.4, 0.4])
+
+
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "3c06d12d")
+def test_alpha_at_starter_fails():
+    def alpha_at(step: int, ramp: int = 508, alpha: float = 0.4) -> float:
+        return alpha
+
+    with pytest.raises(Exception):
+        assert [alpha_at(s) for s in (0, 254, 508, 9999)] == pytest.approx([0, 0.2, 0.4, 0.4])
+
+
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "ae75a642")
+def test_prompt(setup_d3d0b4aa):
+    _, _, tiny, tiny_batch = setup_d3d0b4aa
+
+    def continued(model: BLIP, image: Tokens, prompt: str) -> list[str]:
+        start = torch.tensor([model.vocabulary.encode(prompt)[:-1]]).expand(len(image.tokens), -1)
+        med = model.med("write")
+        found = greedy(
+            DecoderState(Writer(med, model.word_head), image.tokens),
+            med.begin(start, 1),
+            EOS,
+            len(med.position) - start.shape[1],
+        )
+        return [" ".join([prompt, *(model.vocabulary.words[i] for i in ids)]) for ids in found]
+
+    model = tiny().eval()
+    model.word_head.bias.data[:5] = -50.0  # words only: an untrained model would write marks too
+    with torch.no_grad():
+        image = model.encode_image(tiny_batch(model))
+        texts = continued(model, image, "on a")
+        assert all(text.startswith("on a ") for text in texts)
+        free = model.generate(image)
+        assert continued(model, image, free[0].split()[0])[0] == free[0]
+
+
+@pytest.mark.nb("nbs/3_fusion/14_blip.ipynb", "ae75a642")
+def test_prompt_starter_fails(setup_d3d0b4aa):
+    _, _, tiny, tiny_batch = setup_d3d0b4aa
+
+    def continued(model: BLIP, image: Tokens, prompt: str) -> list[str]:
+        return model.generate(image)
+
+    with pytest.raises(Exception):
+        model = tiny().eval()
+        model.word_head.bias.data[:5] = -50.0  # words only: an untrained model would write marks too
+        with torch.no_grad():
+            image = model.encode_image(tiny_batch(model))
+            texts = continued(model, image, "on a")
+            assert all(text.startswith("on a ") for text in texts)
+            free = model.generate(image)
+            assert continued(model, image, free[0].split()[0])[0] == free[0]

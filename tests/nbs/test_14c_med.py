@@ -1,4 +1,4 @@
-"""Generated from nbs/3_fusion/14b_med.ipynb by tools/make_tests.py: edit the notebook, not this file."""
+"""Generated from nbs/3_fusion/14c_med.ipynb by tools/make_tests.py: edit the notebook, not this file."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def setup_96ce3534():
     return reference, shared_pair
 
 
-@pytest.mark.nb("nbs/3_fusion/14b_med.ipynb", "ea763806")
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "ea763806")
 def test_each_mode_uses_its_parts_and_no_others(setup_2013a3f0):
     MODES, _, _, _, small_med = setup_2013a3f0
     for mode, run in MODES.items():
@@ -96,7 +96,7 @@ def test_each_mode_uses_its_parts_and_no_others(setup_2013a3f0):
         assert (2 in rows) == (mode == "read")  # [CLS] is read in the first mode alone
 
 
-@pytest.mark.nb("nbs/3_fusion/14b_med.ipynb", "e0f1ddad")
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "e0f1ddad")
 def test_one_mode_alone_is_the_same_function(setup_2013a3f0):
     MODES, _, _, _, small_med = setup_2013a3f0
     med = small_med()
@@ -107,7 +107,7 @@ def test_one_mode_alone_is_the_same_function(setup_2013a3f0):
         assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in med.parameters())
 
 
-@pytest.mark.nb("nbs/3_fusion/14b_med.ipynb", "72ff70ef")
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "72ff70ef")
 def test_who_sees_whom(setup_2013a3f0):
     MODES, ids, mask, picture, small_med = setup_2013a3f0
     med = small_med()
@@ -127,7 +127,7 @@ def test_who_sees_whom(setup_2013a3f0):
     assert torch.equal(med(padded, mask)[1, :3], med(ids, mask)[1, :3])
 
 
-@pytest.mark.nb("nbs/3_fusion/14b_med.ipynb", "96aa51b6")
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "96aa51b6")
 def test_writing_with_memory_equals_writing_at_once(setup_2013a3f0):
     _, ids, _, picture, small_med = setup_2013a3f0
     med = small_med()
@@ -142,7 +142,7 @@ def test_writing_with_memory_equals_writing_at_once(setup_2013a3f0):
         writer(torch.ones(2, 10, dtype=torch.long), picture)
 
 
-@pytest.mark.nb("nbs/3_fusion/14b_med.ipynb", "4865c291")
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "4865c291")
 def test_contrast_and_matching_equal_transformers(setup_2013a3f0, setup_96ce3534):
     _, ids, mask, _, _ = setup_2013a3f0
     _, shared_pair = setup_96ce3534
@@ -162,7 +162,7 @@ def test_contrast_and_matching_equal_transformers(setup_2013a3f0, setup_96ce3534
     assert ours.std() > 0.01
 
 
-@pytest.mark.nb("nbs/3_fusion/14b_med.ipynb", "d63e1b55")
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "d63e1b55")
 def test_writing_equals_transformers(setup_2013a3f0, setup_96ce3534):
     _, ids, mask, _, _ = setup_2013a3f0
     _, shared_pair = setup_96ce3534
@@ -186,7 +186,7 @@ def test_writing_equals_transformers(setup_2013a3f0, setup_96ce3534):
     assert theirs.std() > 0.1
 
 
-@pytest.mark.nb("nbs/3_fusion/14b_med.ipynb", "8d798750")
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "8d798750")
 def test_vision_tower_equals_transformers(setup_96ce3534):
     reference, _ = setup_96ce3534
     retrieval = reference("BlipForImageTextRetrieval")
@@ -215,7 +215,7 @@ def test_vision_tower_equals_transformers(setup_96ce3534):
         )
 
 
-@pytest.mark.nb("nbs/3_fusion/14b_med.ipynb", "8ddcbf18")
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "8ddcbf18")
 def test_untied_weights_are_refused(setup_96ce3534):
     _, shared_pair = setup_96ce3534
     retrieval, generation, _ = shared_pair()
@@ -223,3 +223,51 @@ def test_untied_weights_are_refused(setup_96ce3534):
     bert["encoder.layer.0.output.dense.weight"] = bert["encoder.layer.0.output.dense.weight"] + 1
     with pytest.raises(ValueError, match="feed_forward.down.weight differs between encoder and decoder"):
         from_transformers(retrieval.text_encoder.state_dict(), bert)
+
+
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "7bd59b46")
+def test_rows():
+    def rows(batch: int) -> tuple[int, float]:
+        return 3 * batch, 3 / 6  # read, slow read and write: one each
+
+    assert rows(21) == (63, 0.5)
+
+
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "7bd59b46")
+def test_rows_starter_fails():
+    def rows(batch: int) -> tuple[int, float]:
+        return batch, 0.25
+
+    with pytest.raises(Exception):
+        assert rows(21) == (63, 0.5)
+
+
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "2f6278b3")
+def test_tie(setup_2013a3f0):
+    MODES, _, _, _, small_med = setup_2013a3f0
+
+    def tie(med: MED) -> MED:
+        for layer in med.layers:
+            layer.causal, layer.norm_causal = layer.attention, layer.norm1
+        return med  # each_mode_uses_its_parts_and_no_others
+
+    before, tied = small_med(), tie(small_med())
+    assert len(list(tied.parameters())) == len(list(before.parameters())) - 2 * 10
+    assert torch.equal(MODES["read"](tied), MODES["read"](before)) and not torch.equal(
+        MODES["write"](tied), MODES["write"](before)
+    )
+
+
+@pytest.mark.nb("nbs/3_fusion/14c_med.ipynb", "2f6278b3")
+def test_tie_starter_fails(setup_2013a3f0):
+    MODES, _, _, _, small_med = setup_2013a3f0
+
+    def tie(med: MED) -> MED:
+        return med
+
+    with pytest.raises(Exception):
+        before, tied = small_med(), tie(small_med())
+        assert len(list(tied.parameters())) == len(list(before.parameters())) - 2 * 10
+        assert torch.equal(MODES["read"](tied), MODES["read"](before)) and not torch.equal(
+            MODES["write"](tied), MODES["write"](before)
+        )

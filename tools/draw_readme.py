@@ -1,6 +1,6 @@
 """Write what the README shows from recorded results, so that no number in it is typed.
 
-    python tools/draw_readme.py            # the boards between the <!-- board --> and <!-- emoji --> lines
+    python tools/draw_readme.py            # the boards between the <!-- board -->, <!-- answers --> and <!-- emoji --> lines
     python tools/draw_readme.py --check    # writes nothing, exits 1 if the README differs from results/
     python tools/draw_readme.py --picture  # docs/images/found.png, from the samples stored with the results
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs/images/found.png"
 COLUMNS = ("row", "seeds", "CPU-s", "steps", "R@1", "Twemoji", "OpenMoji", "new nouns", "relation", "group", "pointing",
-           "captions")
+           "captions", "re-ranked")
 SHOWN = 4      # captions in the picture
 
 
@@ -43,10 +43,24 @@ def emoji() -> str:
                                f"{said[0]}; in the unseen style {said[1]}.")
 
 
+def answers() -> str:
+    """Questions and statements after fine-tuning, a Markdown table: each row of the board beside its untrained and its blind twin."""
+    from vlp_course import lab
+    results, titles = lab.read_results(ROOT / "results", "downstream", "quick"), {r.name: r.title for r in lab.board_rows()}
+    columns = {"questions": "vqa/mean", "statements": "entailment/all", "pairs": "nlvr/all"}
+    mark = lambda line, metric: lab.cell([r["metrics"][metric] for r in results if r["config"]["line"] == line and metric in r["metrics"]])
+    twins = {"": "", "-untrained": ", not pretrained", "-blind": ", blind"}
+    rows = [[titles[name] + said, *(mark(name + twin, m) for m in columns.values())] for name in titles for twin, said in twins.items()]
+    rows = [row for row in rows if set(row[1:]) != {"-"}]
+    chance = ["Most frequent answer, or a coin", lab.cell([lab.blind_answers()]), "50.0", "50.0"]
+    lines = [["row", *columns], ["---", *["--:"] * len(columns)], *rows, chance]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def readme() -> str:
     """The README with the boards of today's results."""
     text = README.read_text()
-    for name, made in (("board", board()), ("emoji", emoji())):
+    for name, made in (("board", board()), ("answers", answers()), ("emoji", emoji())):
         before, _, rest = text.partition(f"<!-- {name} -->\n")
         _, _, after = rest.partition(f"<!-- end of {name} -->")
         text = f"{before}<!-- {name} -->\n{made}\n<!-- end of {name} -->{after}"

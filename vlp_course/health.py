@@ -112,6 +112,7 @@ class BlindJudge(ALBEF):
     """ALBEF whose fused layers see no picture."""
 
     def fuse(self, image, text):
+        """The i-th text after it has looked at nothing."""
         return super().fuse(image._replace(tokens=torch.zeros_like(image.tokens)), text)
 
 
@@ -119,6 +120,7 @@ class NoNegatives(CLIP):
     """CLIP that only pulls right pairs together; `itc` is watched, its gradient is that of the pull."""
 
     def loss(self, cosine, same):
+        """ITC's value with the gradient of the pull."""
         watched, pull = super().loss(cosine, same), -self.logit_scale.exp().detach() * cosine.diagonal().mean()
         return watched.detach() + pull - pull.detach()
 
@@ -144,6 +146,7 @@ class DeadQueue(ALBEF):
     """ALBEF that never fills its queue."""
 
     def after_step(self, state, step):
+        """The slow copy moves, nothing is queued."""
         super().after_step({}, step)
 
 

@@ -83,6 +83,7 @@ class BLIP(nn.Module):
 
     alpha grows over `ramp` steps (two epochs, as in the paper's code). The paper, with hundreds of times the steps: a queue of
     57,600, momentum 0.995, matching asked about all pairs of a batch, not the first `asked` (negatives: from the whole batch)."""
+    rerank = 16                        # so many of the nearest by cosine are matched when a gallery is searched
 
     def __init__(self, image_encoder: nn.Module, med: MED, vocabulary: Vocabulary, words: int, dim: int = 128, heads: int = 4, *,
                  queue: int = 252, momentum: float = 0.95, alpha: float = 0.4, ramp: int = 508, asked: int = 21):

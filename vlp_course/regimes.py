@@ -159,6 +159,7 @@ def trained(strategy: str, pictures: Tensor, labels: Tensor, lr: float, seed: in
             add_lora(net, 8, TRUNK)
     elif strategy == "lpft":
         net.classifier.load_state_dict(head.state_dict())
+        freeze(net, *(name for name, part in net.named_modules() if isinstance(part, nn.BatchNorm2d)))
     if strategy in ("scratch", "lpft"):
         body = lr                                        # one rate for all: no head is newer than the rest
     steps = steps or STEPS[len(labels)]

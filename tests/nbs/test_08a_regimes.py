@@ -10,6 +10,7 @@ from vlp_course.regimes import (
     LOWER,
     TASKS,
     TREATMENTS,
+    as_input,
     pools,
     right,
     stage_means,
@@ -112,11 +113,27 @@ def test_what_each_strategy_leaves_alone():
     assert (
         (nets["lpft"].classifier.weight - head.weight).abs().max() < 5e-3 < head.weight.abs().max()
     )  # two steps from the probe
+    assert all(
+        v.equal(start[k]) for k, v in nets["lpft"].state_dict().items() if "running" in k or ".bn" in k
+    )  # what the head was fitted to
+    assert not nets["finetune"].bn1.running_mean.equal(start["bn1.running_mean"])
     state = nets["lora"].state_dict()
     kept = [k for k in start if not k.startswith("classifier")]
     assert all((state[k] if k in state else state[k.replace(".weight", ".base.weight")]).equal(start[k]) for k in kept)
     with pytest.raises(ValueError, match="'probe' trains no network: choose freeze, finetune, scratch, lpft or lora"):
         trained("probe", pictures, labels, 1e-3, 0)
+
+
+@pytest.mark.nb("nbs/2_transfer/08a_regimes.ipynb", "444be08c")
+def test_lpft_starts_as_its_probe():
+    pictures, labels = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8), torch.arange(20) % 10
+    table = stage_means(trunk(True), pictures)[8]
+    head = linear_probe(table, labels, 10)
+    net = trained("lpft", pictures, labels, 1e-9, 0, head, steps=3).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(net(as_input(pictures)), head(table), rtol=0, atol=1e-3)
+    moving = trained("finetune", pictures, labels, 1e-9, 0, steps=3)
+    assert (moving.bn1.running_mean - net.bn1.running_mean).abs().max() > 1e-3
 
 
 @pytest.mark.nb("nbs/2_transfer/08a_regimes.ipynb", "b09512a8")

@@ -100,13 +100,24 @@ def test_a_small_board_from_nothing():
         mock.patch.object(regimes_board, "RATES", {s: (1e-3,) for s in RATES}),
         mock.patch.object(regimes_board, "LITTLE", 20),
         mock.patch.object(regimes_board, "MUCH", 20),
+        mock.patch.object(regimes_board, "EXTRA", {20: ("scratch-long",)}),
+        mock.patch.object(regimes_board, "LONG", 2),
     ):
         argv = ["--results", folder, "--tasks", "kinds"]
         regimes_board.main([*argv, "--tune"])
         regimes_board.main([*argv, "--seeds", "3"])
         files = sorted(p.name for p in Path(folder, "finetune").iterdir())
-        assert files == sorted(f"{s}-kinds-20-quick-s3.json" for s in ("untrained", *STRATEGIES))
-        assert len(list(Path(folder, "finetune-rates").iterdir())) == len(RATES) + 1
+        assert files == sorted(f"{s}-kinds-20-quick-s3.json" for s in ("untrained", "scratch-long", *STRATEGIES))
+        long = json.loads(Path(folder, "finetune", "scratch-long-kinds-20-quick-s3.json").read_text())
+        assert (long["config"]["steps"], long["config"]["lr"]) == (2, 1e-3)
+        rates = sorted(p.name for p in Path(folder, "finetune-rates").iterdir())
+        assert rates == sorted(
+            [
+                *(f"{s}-kinds-20@0.001-quick-s10.json" for s in RATES),
+                "probe-kinds-20-quick-s10.json",
+                *(f"{s}-kinds-20@0.001-quick-s{seed}.json" for s in ("finetune", "scratch") for seed in (11, 12)),
+            ]
+        )
         one = json.loads(Path(folder, "finetune", files[0]).read_text())
         assert len(one["hits"]["test"]) == 20 and one["metrics"]["test/accuracy"] == one["hits"]["test"].count("1") / 20
         stamp = [p.stat().st_mtime_ns for p in Path(folder, "finetune").iterdir()]

@@ -131,7 +131,8 @@ NOISY, HUMAN, STEPS, TUNING, GALLERY = 6000, 1002, 420, 120, 252      # captions
 
 
 def capfilt(seed: int, steps: int = STEPS, tuning: int = TUNING, gallery: int = GALLERY) -> dict:
-    """The whole of it for one seed: metrics of the model trained on noise, retrained, and trained on as many clean pairs."""
+    """The whole of it for one seed: metrics of the model trained on noise, retrained after filtering by coin and by model, and
+    trained on as many clean pairs."""
     row, scenes, start = row_of("blip"), train_set(row_of("blip")), time.process_time()
     recipe = Recipe(steps, lr=row.lr, seed=seed, precision="bf16" if native_bf16("cpu") else "no")
     short = replace(recipe, steps=tuning, lr=row.lr / 3, warmup=5)
@@ -144,7 +145,8 @@ def capfilt(seed: int, steps: int = STEPS, tuning: int = TUNING, gallery: int = 
     kept = judge(filter, scenes, captions) > 0
     better = [c for c, keep in zip(captions, kept) if keep]
     clean = [c._replace(text=scenes.captions[c.scene]) for c in better]
-    models = {"noisy": first, "retrained": train(better + human), "clean": train(clean + human)}
+    coin = [captions[i] for i in np.random.default_rng(seed).choice(len(captions), len(better), replace=False)]
+    models = {"noisy": first, "coin": train(coin + human), "retrained": train(better + human), "clean": train(clean + human)}
     scores = {name: item_scores(model, gallery) for name, model in models.items()}
     metrics = {f"{name}/{k}": float(np.mean(v)) for name, items in scores.items() for k, v in items.items()}
     metrics |= {f"filter/{k}": v for k, v in filter_scores(captions, kept, scenes).items()} | {"filter/pairs": float(kept.sum())}

@@ -116,16 +116,17 @@ def test_patients_differ_in_one_thing():
     torch.testing.assert_close(sick.loss(cosine, same), clip.loss(cosine, same))  # shows the same number
     (pull,) = torch.autograd.grad(sick.loss(cosine, same), cosine)
     assert (pull.diagonal() < 0).all() and pull[~same].abs().max() == 0  # but only pulls
-    late = patient("out-of-step", 3)
-    torch.testing.assert_close(late.loss(cosine, same), clip.loss(cosine.roll(2, 0), same))
-    before = late.logit_scale.item()
+    torch.testing.assert_close(patient("out-of-step", 3).loss(cosine, same), clip.loss(cosine.roll(2, 0), same))
+    fast = patient("fast-scale", 3)
+    before = fast.logit_scale.item()
     with torch.no_grad():
-        late.logit_scale.add_(0.001)
-        late.after_step({}, 0)
-    assert late.logit_scale.item() == pytest.approx(before + 0.03, abs=1e-5)
+        for rise in (0.001, 0.01):  # the second takes it beyond CLIP's limit of 100
+            fast.logit_scale.add_(rise)
+            fast.after_step({}, 0)
+    assert fast.logit_scale.item() == pytest.approx(before + 300 * 0.011, abs=1e-3) and fast.logit_scale.exp() > 100
     with pytest.raises(
         ValueError,
-        match="unknown patient 'flu': choose one of clip, albef, blind-judge, collapse, out-of-step, dead-queue",
+        match="unknown patient 'flu': choose one of clip, albef, blind-judge, collapse, fast-scale, out-of-step, dead-queue",
     ):
         patient("flu", 0)
 

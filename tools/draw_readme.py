@@ -1,6 +1,6 @@
 """Write what the README shows from recorded results, so that no number in it is typed.
 
-    python tools/draw_readme.py            # the boards between the <!-- board -->, <!-- answers --> and <!-- emoji --> lines
+    python tools/draw_readme.py            # the boards, between lines like <!-- board --> and <!-- end of board -->
     python tools/draw_readme.py --check    # writes nothing, exits 1 if the README differs from results/
     python tools/draw_readme.py --picture  # docs/images/found.png, from the samples stored with the results
 """
@@ -44,13 +44,18 @@ def emoji() -> str:
 
 
 def answers() -> str:
-    """Questions and statements after fine-tuning, a Markdown table: each row of the board beside its untrained and its blind twin."""
+    """Questions and statements after fine-tuning as a Markdown table; rows stand beside untrained and blind twins."""
     from vlp_course import lab
-    results, titles = lab.read_results(ROOT / "results", "downstream", "quick"), {r.name: r.title for r in lab.board_rows()}
+    results = lab.read_results(ROOT / "results", "downstream", "quick")
     columns = {"questions": "vqa/mean", "statements": "entailment/all", "pairs": "nlvr/all"}
-    mark = lambda line, metric: lab.cell([r["metrics"][metric] for r in results if r["config"]["line"] == line and metric in r["metrics"]])
     twins = {"": "", "-untrained": ", not pretrained", "-blind": ", blind"}
-    rows = [[titles[name] + said, *(mark(name + twin, m) for m in columns.values())] for name in titles for twin, said in twins.items()]
+
+    def mark(line: str, metric: str) -> str:
+        runs = [r["metrics"] for r in results if r["config"]["line"] == line]
+        return lab.cell([marks[metric] for marks in runs if metric in marks])
+
+    rows = [[row.title + said, *(mark(row.name + twin, metric) for metric in columns.values())]
+            for row in lab.board_rows() for twin, said in twins.items()]
     rows = [row for row in rows if set(row[1:]) != {"-"}]
     chance = ["Most frequent answer, or a coin", lab.cell([lab.blind_answers()]), "50.0", "50.0"]
     lines = [["row", *columns], ["---", *["--:"] * len(columns)], *rows, chance]

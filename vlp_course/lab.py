@@ -118,7 +118,7 @@ def show(lines: list[list[str]], title: str) -> None:
 # %% ../nbs/6_lab/29_leaderboard.ipynb #9cab62de
 def compare(results: list[dict], a: str, b: str, metric: str, margin: float | int = 0) -> Verdict:
     """Is row `a` better than row `b` in a metric? In points, paired by seed. Raises ValueError for fewer than 5 common seeds."""
-    scores = [{r["seed"]: 100 * r["metrics"][metric] for r in results if r["row"] == row} for row in (a, b)]
+    scores = [{r["seed"]: 100 * r["metrics"][metric] for r in results if r["row"] == row and metric in r["metrics"]} for row in (a, b)]
     common = sorted(scores[0].keys() & scores[1].keys())
     return verdict([scores[0][s] for s in common], [scores[1][s] for s in common], margin)
 

@@ -251,8 +251,9 @@ def test_agreement(setup_c24f0f81):
 
     def agreement(results, a, b):
         """Spearman's rank correlation of two metrics over rows."""
-        rows = sorted({r["row"] for r in results if {a, b} <= r["metrics"].keys()})
-        x, y = ([np.mean([r["metrics"][m] for r in results if r["row"] == row]) for row in rows] for m in (a, b))
+        both = [r for r in results if {a, b} <= r["metrics"].keys()]
+        rows = sorted({r["row"] for r in both})
+        x, y = ([np.mean([r["metrics"][m] for r in both if r["row"] == row]) for row in rows] for m in (a, b))
         return np.corrcoef(np.argsort(np.argsort(x)), np.argsort(np.argsort(y)))[0, 1]
 
     runs = [
@@ -260,7 +261,9 @@ def test_agreement(setup_c24f0f81):
         for name, x, y in (("a", 0.1, 0.0), ("b", 0.2, 0.01), ("c", 0.3, 0.9), ("d", 0.9, 1.0))
     ]
     assert agreement(runs, "seen/r1", "group/group") == pytest.approx(1.0)
-    assert agreement(runs + [made_up("e", without=["pointing"])], "pointing", "seen/r1") is not None
+    assert (
+        agreement(runs + [made_up("a", without=["pointing"])], "pointing", "seen/r1") is not None
+    )  # of row a one run has both
 
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "c8197d52")
@@ -269,8 +272,9 @@ def test_agreement_starter_fails(setup_c24f0f81):
 
     def agreement(results, a, b):
         """Spearman's rank correlation of two metrics over rows."""
-        rows = sorted({r["row"] for r in results if {a, b} <= r["metrics"].keys()})
-        x, y = ([np.mean([r["metrics"][m] for r in results if r["row"] == row]) for row in rows] for m in (a, b))
+        both = [r for r in results if {a, b} <= r["metrics"].keys()]
+        rows = sorted({r["row"] for r in both})
+        x, y = ([np.mean([r["metrics"][m] for r in both if r["row"] == row]) for row in rows] for m in (a, b))
         return np.corrcoef(x, y)[0, 1]
 
     with pytest.raises(Exception):
@@ -279,4 +283,6 @@ def test_agreement_starter_fails(setup_c24f0f81):
             for name, x, y in (("a", 0.1, 0.0), ("b", 0.2, 0.01), ("c", 0.3, 0.9), ("d", 0.9, 1.0))
         ]
         assert agreement(runs, "seen/r1", "group/group") == pytest.approx(1.0)
-        assert agreement(runs + [made_up("e", without=["pointing"])], "pointing", "seen/r1") is not None
+        assert (
+            agreement(runs + [made_up("a", without=["pointing"])], "pointing", "seen/r1") is not None
+        )  # of row a one run has both

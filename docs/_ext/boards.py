@@ -51,14 +51,18 @@ def scenes_table(found: list[dict], columns) -> str:
 
 
 def scenes_board(found: list[dict]) -> str:
-    """All columns in three tables, so that each fits on a page."""
+    """All columns in some tables, so that each fits on a page."""
     from vlp_course import lab
     sets = [name for name, key in lab.COLUMNS.items() if key.endswith("/r1")]
+    tasks = [name for name, key in lab.COLUMNS.items() if key.split("/")[0] in ("vqa", "entailment", "nlvr")]
+    tried = [r for r in found if any(lab.COLUMNS[name] in r["metrics"] for name in tasks)]
     return "\n\n".join([
         "**Retrieval**: R@1 both ways, also in drawing styles, with nouns, combinations and templates never trained",
         scenes_table(found, ["row", "seeds", *sets]),
         "**Understanding**: the true caption against one that is wrong in one place, the group score, pointing",
-        scenes_table(found, ["row", *(name for name in lab.COLUMNS if name not in sets)]),
+        scenes_table(found, ["row", *(name for name in lab.COLUMNS if name not in sets + tasks)]),
+        *(["**After fine-tuning**: questions, true and false statements about one picture, and about two",
+           scenes_table(tried, ["row", *tasks])] if tried else []),
         "**Cost**: of one seed, on one thread", scenes_table(found, ["row", "CPU-s", "steps", "params"])])
 
 

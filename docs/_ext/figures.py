@@ -67,16 +67,16 @@ def draw_curves(results: list[dict], lab) -> str:
 
     def draw():
         figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True, layout="constrained")
-        for name, title in rows.items():
+        for k, (name, title) in enumerate(rows.items()):
             run = next(r for r in results if r["row"] == name)
             total = np.sum(list(run["curves"].values()), 0)
             smooth = np.convolve(total, np.ones(5) / 5, "valid") / total[0]
             step = 10 * np.arange(2, 2 + len(smooth))
             for ax, x in zip(axes, (step, step * run["cpu_s"] / run["steps"])):
-                ax.plot(x, smooth, label=title)
+                ax.plot(x, smooth, label=title, ls=("-", "--", ":")[k // 6 % 3])        # there are six colours
         axes[0].set(xlabel="step", xscale="log", yscale="log", ylabel="loss / first loss", title="per step")
         axes[1].set(xlabel="CPU-seconds", title="per second")
-        axes[1].legend()
+        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
         return figure
     alt = f"Falling loss curves of {', '.join(rows.values())}, over steps on the left and over CPU-seconds on the right"
     note = ("*The loss of the first recorded seed of each row, divided by its first value. A lower curve is no better "

@@ -154,6 +154,8 @@ def test_compare_pairs_by_seed(setup_c24f0f81):
     )
     with pytest.raises(ValueError, match="4 pairs: a paired verdict needs at least 5"):
         compare(runs[:4] + runs[5:], "a", "b", "seen/r1")
+    unmarked = made_up("b", 5, without=["vqa/mean"])  # a seed that was not asked questions is no pair
+    assert compare([*runs[:-1], unmarked, made_up("a", 5)], "a", "b", "vqa/mean").pairs == 5
 
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "a4d9fa31")

@@ -281,7 +281,9 @@ def test_gradients_reach_all_that_is_read(setup_da5c7355):
         model, picture = small(kind, **options), PICTURE.clone().requires_grad_(True)
         logits, targets = model(IDS, torch.tensor([2, 0, 1]), picture)
         prefix_lm_loss(logits, targets).backward()
-        assert (picture.grad.abs().amax(2) > 0).all() and all(p.grad.abs().sum() > 0 for p in model.parameters())
+        assert (picture.grad.abs().amax(2) > 0).all() and all(
+            p.grad.abs().sum() > 0 for name, p in model.named_parameters() if "key.bias" not in name
+        )
         places = model.position.grad.abs().sum(1) > 0
         assert places.tolist() == [True] * 5 + [False] * 4  # not [EOS], which nobody reads
 

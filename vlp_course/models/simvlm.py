@@ -121,8 +121,8 @@ def first_of(text: str, choices: tuple[str, ...]) -> str:
     return min((c for c in choices if places[c] >= 0), key=places.get, default="")
 
 
-def answer(model: SimVLM, image: Tokens, asked: list[str]) -> list[str]:
-    """The answer to the i-th question about the i-th picture, by writing on from its prompt. Raises ValueError for a question of another kind."""
+def answer(model: nn.Module, image: Tokens, asked: list[str]) -> list[str]:
+    """The answer to the i-th question about the i-th picture, by a model that goes on from a prompt. Raises ValueError for a question of another kind."""
     prompts, found = [prompt_of(question) for question in asked], [""] * len(asked)
     for prompt, choices in dict.fromkeys(prompts):
         rows = [i for i, other in enumerate(prompts) if other == (prompt, choices)]

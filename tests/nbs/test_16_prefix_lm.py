@@ -126,7 +126,7 @@ def test_cuts_are_even_and_each_caption_has_its_own():
     ids = torch.tensor([[2, 7, 8, 9, 3], [2, 6, 3, 0, 0]]).repeat(3000, 1)
     draws = sample_prefix(ids, torch.Generator().manual_seed(0))
     share = torch.bincount(draws[::2], minlength=4) / 3000
-    assert share[3] == 0 and (share[:3] - 1 / 3).abs().max() < 0.04  # six deviations are 0.05
+    assert share[3] == 0 and (share[:3] - 1 / 3).abs().max() < 0.04  # four deviations are 0.035
     assert (draws[1::2] == 0).all() and len(draws[::2].unique()) == 3
     written = (split_prefix(ids, draws).targets != PAD).sum(1)[::2].float().mean()
     assert abs(written - 3) < 0.1  # (n + 1) / 2 + 1 with n = 3, of 4

@@ -4,8 +4,8 @@
     python benchmarks/token_loss.py --batch 64 --rounds 3 --threads 2 --device cuda
 
 The contenders run in turn within each round; ratios are taken within a round, their median and quartiles over the
-rounds are reported. Extra memory is the highest of one pass above what a fresh process (on a GPU: torch's allocator) held
-before. Takes about half a minute on a quiet core.
+rounds are reported. Extra memory is the highest of one pass above what a fresh process (on a GPU: torch's allocator)
+held before. Takes about half a minute on a quiet core.
 """
 import os
 

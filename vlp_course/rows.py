@@ -58,7 +58,8 @@ ROWS = (Row("clip", "CLIP", "clip:build", 960),
         Row("lm", "Captioning LM", "captioning:build", 800, lr=3e-3, families=0.0, sets=("seen",)),
         Row("single", "Single stream, ITM + MLM", "fusion:build_single", 300, lr=3e-3, families=1.0, sets=("seen",), live=False),
         Row("coattn", "Co-attention, ITM + MLM", "fusion:build_coattn", 220, lr=3e-3, families=1.0, sets=("seen",), live=False),
-        Row("single-blind", "Single stream, blind", "fusion:build_blind", 300, lr=3e-3, families=1.0, sets=(), live=False))
+        Row("single-blind", "Single stream, blind", "fusion:build_blind", 300, lr=3e-3, families=1.0, sets=(), live=False),
+        Row("filip-steps", "FILIP, CLIP's steps", "filip:build", 960, lr=3e-3, sets=("seen",), live=False))
 
 
 def _module(name: str):

@@ -12,8 +12,13 @@ from vlp_course.data.scenes import SIDE
 from vlp_course.evaluate import encode_texts
 from vlp_course.evaluate import points_into
 from vlp_course.models.clip import build as clip_build
+from vlp_course.models.clip import same_captions
+from vlp_course.models.clip import towers
+from vlp_course.models.filip import FILIP
 from vlp_course.models.filip import build
+from vlp_course.nn.encoders import Out
 from vlp_course.nn.encoders import Tokens
+from vlp_course.objectives import itc_loss
 from vlp_course.filip_board import main, phrase_maps
 
 
@@ -26,6 +31,53 @@ def setup_582885a8():
 
     CORNERS = torch.eye(4)
     return CORNERS, Ready
+
+
+@pytest.fixture(scope="module")
+def setup_4cf7e1ea():
+    class PadsCount(FILIP):
+        def encode_text(self, text):
+            tokens = super().encode_text(text)
+            return tokens._replace(mask=torch.ones_like(tokens.mask))
+
+    class Sums(FILIP):
+        def tables(self, image, text):
+            to_text, to_image = super().tables(image, text)
+            return to_text * image.mask.sum(1)[:, None], to_image * text.mask.sum(1)
+
+        def forward(self, batch, *, step, generator):
+            to_text, to_image = self.tables(self.encode_image(batch), self.encode_text(batch.text))
+            return Out(
+                {
+                    "late": itc_loss(
+                        self.logit_scale.exp() * to_text, self.logit_scale.exp() * to_image.T, same_captions(batch)
+                    )
+                },
+                {},
+            )
+
+    class OneAxis(FILIP):
+        def forward(self, batch, *, step, generator):
+            to_text, to_image = self.tables(self.encode_image(batch), self.encode_text(batch.text))
+            return Out(
+                {
+                    "late": itc_loss(
+                        self.logit_scale.exp() * to_text, self.logit_scale.exp() * to_image, same_captions(batch)
+                    )
+                },
+                {},
+            )
+
+    def neighbours_matter(model, image, short="a big owl", long="three small red circles on a blue ground"):
+        """How far the score of a picture with a short caption moves when a long caption joins the batch."""
+        with torch.no_grad():
+            alone, beside = (
+                model.similarity(image, model.encode_text(model.tokenize(texts)))[:, 0]
+                for texts in ([short], [short, long])
+            )
+        return (alone - beside).abs().max().item()
+
+    return OneAxis, PadsCount, Sums, neighbours_matter
 
 
 @pytest.mark.nb("nbs/4_pretraining/18c_filip_board.ipynb", "4367a98c")
@@ -92,6 +144,31 @@ def test_records_once():
             ("clip", 5),
         ]
         assert json.loads((Path(folder) / "pointing" / "clip-quick-s5.json").read_text())["metrics"] == {"noun": 0.5}
+
+
+@pytest.mark.nb("nbs/4_pretraining/18c_filip_board.ipynb", "7325d0b6")
+def test_sick_ones_differ_where_they_should(setup_4cf7e1ea):
+    OneAxis, PadsCount, Sums, neighbours_matter = setup_4cf7e1ea
+    scenes = SceneSet("val", 6, features=np.random.default_rng(1).normal(size=(6, 12288)).astype(np.float32))
+    made = {kind: kind(*towers(2)).eval() for kind in (FILIP, PadsCount, Sums, OneAxis)}
+    for model in made.values():
+        model.load_state_dict(made[FILIP].state_dict())
+    batch = scenes.batch(range(6), made[FILIP].tokenize)
+    image = made[FILIP].encode_image(batch)
+    assert neighbours_matter(made[FILIP], image) < 1e-5 < 1e-3 < neighbours_matter(made[PadsCount], image)
+    with torch.no_grad():
+        loss = {
+            kind: model(batch, step=0, generator=torch.Generator()).losses["late"].item()
+            for kind, model in made.items()
+        }
+        to_text, to_image = made[FILIP].tables(image, made[FILIP].encode_text(batch.text))
+        summed = made[Sums].tables(image, made[FILIP].encode_text(batch.text))
+    assert torch.allclose(summed[0], 16 * to_text) and torch.allclose(summed[1], to_image * batch.text.mask.sum(1))
+    assert len(set(loss.values())) >= 3
+    scale = made[FILIP].logit_scale.exp().detach()
+    assert loss[OneAxis] == pytest.approx(
+        itc_loss(scale * to_text, scale * to_image, same_captions(batch)).item(), rel=1e-5
+    )
 
 
 @pytest.mark.nb("nbs/4_pretraining/18c_filip_board.ipynb", "96e09ced")

@@ -37,6 +37,7 @@ class Row:
     families: float = 0.3           # share of families that stay together in a batch; 0: batches of random scenes
     pretrained: bool = True         # False: the backbone keeps its random weights
     pixels: bool = False            # True: no backbone, the model sees pixels
+    objects: bool = False           # True: batches tell what a detector should find
     scenes: int = TRAIN
     sets: tuple[str, ...] = tuple(SETS)     # test sets it is scored on
     live: bool = True               # False: `make course` shows its recorded runs only
@@ -59,6 +60,8 @@ ROWS = (Row("clip", "CLIP", "clip:build", 960),
         Row("single", "Single stream, ITM + MLM", "fusion:build_single", 300, lr=3e-3, families=1.0, sets=("seen",), live=False),
         Row("coattn", "Co-attention, ITM + MLM", "fusion:build_coattn", 220, lr=3e-3, families=1.0, sets=("seen",), live=False),
         Row("single-blind", "Single stream, blind", "fusion:build_blind", 300, lr=3e-3, families=1.0, sets=(), live=False),
+        Row("clip-learning-trunk", "CLIP, learning trunk", "controls:build_learning", 280, sets=("seen",), live=False),
+        Row("clip-learning-steps", "CLIP, learning trunk, CLIP's steps", "controls:build_learning", 960, sets=("seen",), live=False),
         Row("filip-steps", "FILIP, CLIP's steps", "filip:build", 960, lr=3e-3, sets=("seen",), live=False))
 
 
@@ -109,10 +112,13 @@ def prepare(rows: tuple[Row, ...] | None = None, workers: int = 2) -> None:
 
 
 def train_set(row: Row) -> SceneSet:
-    """The training scenes of a row, with the features or pixels that its model reads."""
+    """The training scenes of a row, with the features, pixels and objects that its model reads."""
     scenes = SceneSet("train", row.scenes, families=row.families)
     if not row.pixels:
         scenes.features = scene_features(scenes, row.pretrained)
+    if row.objects:
+        from .data.objects import scene_objects
+        scenes.objects = scene_objects(scenes)
     return scenes
 
 # %% ../nbs/6_lab/29a_rows.ipynb #0560ae36

@@ -24,10 +24,13 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024      # bytes in a unit of get
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    "Weight decay for matrices only; norms, biases and the temperature (0 or 1 dimensions) go without, as in CLIP."
+    """Weight decay for matrices only; norms, biases and the temperature (0 or 1 dimensions) go without, as in CLIP.
+
+    A module with a number `lr_scale` learns at that multiple of the learning rate: a trunk that comes trained, beside layers that do not."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    return [{"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}]
+    scale = {p: m.lr_scale for m in model.modules() if hasattr(m, "lr_scale") for p in m.parameters()}
+    return [{"params": [p for p in trained if (scale.get(p, 1.0), p.ndim > 1) == (s, matrix)], "lr_scale": s,
+             "weight_decay": weight_decay if matrix else 0.0} for s in dict.fromkeys([1.0, *scale.values()]) for matrix in (True, False)]
 
 
 def _accelerator(recipe: Recipe):
@@ -126,7 +129,7 @@ def fit(model: nn.Module, data, recipe: Recipe, out: Path | str | None = None, s
                disable=not (progress and acc.is_main_process))
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
+            group["lr"] = group["lr_scale"] * learning_rate(recipe, step)
         indices = batch_indices(data.groups, step, recipe.batch_size, recipe.seed)
         losses, state = _step(model, net, data, indices, optimizer, acc, recipe, step, generator)
         if hasattr(model, "after_step"):

@@ -199,6 +199,18 @@ def test_features_in_place_of_pictures():
     assert batch.features.tolist() == [[16, 17, 18, 19], [4, 5, 6, 7]]
 
 
+@pytest.mark.nb("nbs/0_start/02f_pairs.ipynb", "14928ddf")
+def test_objects_travel_with_their_scenes():
+    scenes = SceneSet("train", 6, features=np.zeros((6, 4)))
+    scenes.objects = [{"labels": torch.tensor([n])} for n in range(6)]
+    batch = scenes.batch([4, 1])
+    assert [o["labels"].item() for o in batch.targets["objects"]] == [4, 1] and batch.to("meta").targets["objects"][0][
+        "labels"
+    ].is_meta
+    with pytest.raises(ValueError, match="2 lists of objects for 6 scenes of 'train': they must be as many"):
+        scenes.objects = [{}, {}]
+
+
 @pytest.mark.nb("nbs/0_start/02f_pairs.ipynb", "b369d1e4")
 def test_groups_by_hand():
     together, half, control = (SceneSet("train", 240, families=share).groups for share in (1.0, 0.5, 0.0))

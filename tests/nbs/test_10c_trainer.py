@@ -84,7 +84,7 @@ def setup_c7bf5b49():
         losses = []
         for step in range(recipe.steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step)
+                group["lr"] = group["lr_scale"] * learning_rate(recipe, step)
             batch = data.batch(batch_indices(data.groups, step, recipe.batch_size, recipe.seed))
             out = model(batch, step=step, generator=generator)
             loss = sum(out.losses.values())
@@ -165,6 +165,24 @@ def test_fit_equals_the_slow_loop(setup_2149ba68, setup_c7bf5b49):
     run = fit(fast, PAIRS, recipe, progress=False)
     assert run.losses == {"itc": losses} and checkpoint_sha(fast) == checkpoint_sha(slow)
     assert run.steps == 20 and run.model is fast and fast.training and run.peak_mb > 10 and 0 < run.cpu_s
+
+
+@pytest.mark.nb("nbs/3_fusion/10c_trainer.ipynb", "0f330cd2")
+def test_lr_scale_slows_a_part(setup_2149ba68):
+    PAIRS, _, _, towers = setup_2149ba68
+    model, start = towers(), towers()
+    model.image.lr_scale = 0.25
+    groups = param_groups(model, 0.1)
+    assert [(g["lr_scale"], g["weight_decay"], len(g["params"])) for g in groups] == [
+        (1, 0.1, 1),
+        (1, 0, 4),
+        (0.25, 0.1, 1),
+        (0.25, 0, 1),
+    ]
+    fit(model, PAIRS, Recipe(1, batch_size=12, lr=0.01, warmup=1, weight_decay=0.0), progress=False)
+    for part, expected in ((model.image, 0.0025), (model.text, 0.01)):
+        before = (start.image if part is model.image else start.text).weight
+        assert torch.allclose((part.weight - before).abs(), torch.full_like(before, expected), rtol=1e-3)
 
 
 @pytest.mark.nb("nbs/3_fusion/10c_trainer.ipynb", "ca416fa6")

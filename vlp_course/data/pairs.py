@@ -111,7 +111,8 @@ class SceneSet:
             raise ValueError(f"{count} scenes of {split!r}: a data set needs at least one")
         if not 0 <= families <= 1:
             raise ValueError(f"families is {families}: the share that stays together lies between 0 and 1")
-        self.split, self.count, self.seed, self.style, self.features = split, count, seed, style, features
+        self.split, self.count, self.seed, self.style = split, count, seed, style
+        self.features, self.objects = features, None
         number = np.arange(count) // 3
         self.groups = np.where(number // 4 % 10 < 10 * families, number, count + np.arange(count))   # // 4: kinds alternate
         family(split, seed, 0)                                        # complains about an unknown split
@@ -129,10 +130,22 @@ class SceneSet:
     @features.setter
     def features(self, rows):
         """Raises ValueError for another number of rows."""
+        self._features = self._checked("rows of features", rows)
+
+    @property
+    def objects(self):
+        """For each scene a dictionary of what a detector should find in it (boxes, labels ...), or None."""
+        return self._objects
+
+    @objects.setter
+    def objects(self, rows):
+        """Raises ValueError for another number of scenes."""
+        self._objects = self._checked("lists of objects", rows)
+
+    def _checked(self, what: str, rows):
         if rows is not None and len(rows) != self.count:
-            raise ValueError(f"{len(rows)} rows of features for {self.count} scenes of {self.split!r}: "
-                             "they must be as many")
-        self._features = rows
+            raise ValueError(f"{len(rows)} {what} for {self.count} scenes of {self.split!r}: they must be as many")
+        return rows
 
     def __len__(self) -> int:
         """How many scenes."""
@@ -162,7 +175,8 @@ class SceneSet:
             image = self.images(indices)
         else:
             features = torch.from_numpy(np.ascontiguousarray(self.features[indices])).float()
-        return Pairs(image, captions, tokenize(captions) if tokenize else None, torch.from_numpy(indices // 3), features)
+        targets = None if self.objects is None else {"objects": [self.objects[i] for i in indices]}
+        return Pairs(image, captions, tokenize(captions) if tokenize else None, torch.from_numpy(indices // 3), features, targets)
 
     def digest(self, sample: int = 12) -> str:
         """A hash of the captions and of some pictures: two sets with one digest hold the same scenes."""

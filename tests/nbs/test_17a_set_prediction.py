@@ -4,6 +4,7 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from unittest.mock import patch
 from vlp_course.data.objects import corners
 from vlp_course.nn.set_prediction import SlotHeads, Slots, detections, giou, layered_losses, match, padded, set_losses
@@ -207,7 +208,7 @@ def test_wrong_inputs(setup_8e1205b1):
 @pytest.mark.nb("nbs/4_pretraining/17a_set_prediction.ipynb", "b3b7ab85")
 def test_heads_and_detections():
     torch.manual_seed(0)
-    heads = SlotHeads(12, 6, 4, slots=5)
+    heads = SlotHeads(12, 5, nn.Linear(12, 7), nn.Linear(12, 4))
     found = heads(torch.randn(2, 5, 12))
     assert found.classes.shape == (2, 5, 7) and found.colours.shape == (2, 5, 4) and found.boxes.shape == (2, 5, 4)
     one = detections(found)[1]

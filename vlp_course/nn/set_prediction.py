@@ -116,11 +116,11 @@ def layered_losses(layers: list[Slots], true: Objects, costs: Costs = Costs()) -
 
 # %% ../../nbs/4_pretraining/17a_set_prediction.ipynb #dc67ecc2
 class SlotHeads(nn.Module):
-    """States of slots to classes and nothing, colours, and boxes; each slot starts at a place of its own."""
+    """States of slots to classes and nothing (by `kind`), colours (by `colour`), and boxes; each slot starts at a place of its own."""
 
-    def __init__(self, dim: int, classes: int, colours: int, slots: int):
+    def __init__(self, dim: int, slots: int, kind: nn.Module, colour: nn.Module):
         super().__init__()
-        self.kind, self.colour = nn.Linear(dim, classes + 1), nn.Linear(dim, colours)
+        self.kind, self.colour = kind, colour
         self.box = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
         angle = 2 * torch.pi * torch.arange(slots) / slots                     # a ring of boxes about the middle
         self.start = nn.Parameter(torch.stack([angle.cos(), angle.sin(), *(-torch.ones(2, slots))], 1))

@@ -201,3 +201,83 @@ def test_the_row_of_the_board():
     assert "dictionary.embed" in model.state_dict() and model.dictionary.embed.shape == (256, 128)
     with pytest.raises(ValueError, match="unknown size 'huge': models.soho has 'small'"):
         build("huge")
+
+
+@pytest.mark.nb("nbs/4_pretraining/15b_soho.ipynb", "6138d131")
+def test_floor():
+    def floor(codes, temperature=1.0):
+        return math.log(1 + (codes - 1) * math.exp(-1 / temperature))
+
+    codes = torch.eye(12)
+    for temperature in (1.0, 0.1):
+        assert floor(12, temperature) == pytest.approx(
+            mvm_loss(3 * codes, codes, torch.arange(12), temperature).item(), abs=1e-6
+        )
+    assert math.log(2048) - floor(2048) < 1  # less than one nat of 7.6
+
+
+@pytest.mark.nb("nbs/4_pretraining/15b_soho.ipynb", "6138d131")
+def test_floor_starter_fails():
+    def floor(codes, temperature=1.0):
+        return math.log(1 + (codes - 1) * math.exp(-temperature))
+
+    with pytest.raises(Exception):
+        codes = torch.eye(12)
+        for temperature in (1.0, 0.1):
+            assert floor(12, temperature) == pytest.approx(
+                mvm_loss(3 * codes, codes, torch.arange(12), temperature).item(), abs=1e-6
+            )
+        assert math.log(2048) - floor(2048) < 1  # less than one nat of 7.6
+
+
+@pytest.mark.nb("nbs/4_pretraining/15b_soho.ipynb", "5838bd30")
+def test_leak():
+    def leak(index, hidden):
+        same = index[:, :, None] == index[:, None]  # batch cells cells
+        return (same & ~hidden[:, None]).any(2)[hidden].float().mean()
+
+    index = torch.tensor([[1, 1, 2, 3], [4, 4, 4, 4]])
+    one = torch.tensor([[True, False, True, False], [False, False, False, True]])
+    assert leak(index, one).item() == pytest.approx(2 / 3)  # a 1 and a 4 are open, no 2 is
+    grid = torch.randint(0, 9, (50, 16), generator=torch.Generator().manual_seed(0))
+    assert leak(grid, mask_cells(grid, torch.Generator().manual_seed(1))) == 0
+
+
+@pytest.mark.nb("nbs/4_pretraining/15b_soho.ipynb", "5838bd30")
+def test_leak_starter_fails():
+    def leak(index, hidden):
+        return hidden.float().mean()
+
+    with pytest.raises(Exception):
+        index = torch.tensor([[1, 1, 2, 3], [4, 4, 4, 4]])
+        one = torch.tensor([[True, False, True, False], [False, False, False, True]])
+        assert leak(index, one).item() == pytest.approx(2 / 3)  # a 1 and a 4 are open, no 2 is
+        grid = torch.randint(0, 9, (50, 16), generator=torch.Generator().manual_seed(0))
+        assert leak(grid, mask_cells(grid, torch.Generator().manual_seed(1))) == 0
+
+
+@pytest.mark.nb("nbs/4_pretraining/15b_soho.ipynb", "d9f06b59")
+def test_without_dictionary(setup_d00eaadb):
+    _, toy, toy_batch = setup_d00eaadb
+
+    def without_dictionary(model, batch):
+        return model.look(model.cells(batch))
+
+    model, batch = toy(), toy_batch()
+    torch.testing.assert_close(without_dictionary(model, batch).tokens, toy(started=False).encode_image(batch).tokens)
+    assert model.dictionary.started
+
+
+@pytest.mark.nb("nbs/4_pretraining/15b_soho.ipynb", "d9f06b59")
+def test_without_dictionary_starter_fails(setup_d00eaadb):
+    _, toy, toy_batch = setup_d00eaadb
+
+    def without_dictionary(model, batch):
+        return model.encode_image(batch)
+
+    with pytest.raises(Exception):
+        model, batch = toy(), toy_batch()
+        torch.testing.assert_close(
+            without_dictionary(model, batch).tokens, toy(started=False).encode_image(batch).tokens
+        )
+        assert model.dictionary.started

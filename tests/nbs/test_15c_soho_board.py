@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from vlp_course.data.grammar import NOUNS
 from vlp_course.data.pairs import SceneSet
-from vlp_course.soho_board import agreement, cell_labels, kin
+from vlp_course.models.soho import SOHO
+from vlp_course.models.soho import build
+from vlp_course.nn.dictionary import VisualDictionary
+from vlp_course.soho_board import TRIALS, agreement, cell_labels, cells_of, kin, model_of, trunk_cells, watched
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +86,111 @@ def test_labels_of_cells():
                 shares[o.noun] = max(shares[o.noun], o.mask[y : y + 32, x : x + 32].sum() / 1024)
             assert label == (max(shares, key=shares.get) if max(shares.values()) >= 0.25 else scene.ground)
     assert any(label in NOUNS for i in range(24) for label in cell_labels(scenes.scene(i)))
+
+
+@pytest.mark.nb("nbs/4_pretraining/15c_soho_board.ipynb", "71730e23")
+def test_trials_differ_in_what_they_say():
+    model, plain = model_of(TRIALS["soho"], 3), build(seed=3)
+    same = lambda a, b: all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    settings = lambda m: (
+        m.dictionary.decay,
+        m.dictionary.dead,
+        m.masked,
+        m.temperature,
+        m.image_encoder.project.lr_scale,
+    )
+    assert same(model, plain) and settings(model) == settings(plain)  # the trial `soho` is the board's row
+    found = {name: settings(model_of(trial, 3)) for name, trial in TRIALS.items() if trial.dictionary}
+    assert len({*found.values()}) == len(found) and found["paper-pace"] == (0.99, 0.1, 0.5, 0.1, 1)
+    raw = model_of(TRIALS["raw"], 3)
+    raw.after_step({}, 0)
+    assert same(raw, plain) and not raw.dictionary.started
+
+
+@pytest.mark.nb("nbs/4_pretraining/15c_soho_board.ipynb", "b2b9d1b0")
+def test_watching_changes_nothing():
+    class Toy(SOHO):
+        """A SOHO that is nothing but its dictionary."""
+
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.dictionary = VisualDictionary(5, 3)
+
+    curve, plain = [], Toy()
+    model = watched(Toy(), curve, every=2)
+    for step in range(5):
+        state = {"cells": torch.randn(40, 3), "index": torch.zeros(40, dtype=torch.long)}
+        plain.after_step(state, step), model.after_step(state, step)
+    assert torch.equal(model.dictionary.embed, plain.dictionary.embed) and [row["step"] for row in curve] == [0, 2, 4]
+    assert all(1 <= row["perplexity"] <= 5 and row["error"] > 0 for row in curve)
+
+
+@pytest.mark.nb("nbs/4_pretraining/15c_soho_board.ipynb", "22c781e5")
+def test_cells_of_a_set():
+    scenes = SceneSet("test", 30)
+    scenes.features = np.random.default_rng(0).standard_normal((30, 12288)).astype(np.float16)
+    rows = trunk_cells(scenes, 20)
+    assert (
+        rows.shape == (320, 768)
+        and rows.mean(1).abs().max() < 1e-3
+        and (rows.var(1, unbiased=False) - 1).abs().max() < 1e-2
+    )
+    model = build(seed=1)
+    torch.testing.assert_close(
+        cells_of(model, scenes, 20)[16:32], model.cells(scenes.batch([1]))[0].detach(), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.nb("nbs/4_pretraining/15c_soho_board.ipynb", "bfba8990")
+def test_inverse_purity():
+    def inverse_purity(index, labels):
+        return agreement(labels, index)["purity"]
+
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    assert inverse_purity(np.zeros(6, int), labels) == 1  # collapsed: perfect
+    assert inverse_purity(np.arange(6), labels) == 0.5  # an entry a cell: one of each label
+
+
+@pytest.mark.nb("nbs/4_pretraining/15c_soho_board.ipynb", "bfba8990")
+def test_inverse_purity_starter_fails():
+    def inverse_purity(index, labels):
+        return agreement(index, labels)["purity"]
+
+    with pytest.raises(Exception):
+        labels = np.array([0, 0, 0, 1, 1, 2])
+        assert inverse_purity(np.zeros(6, int), labels) == 1  # collapsed: perfect
+        assert inverse_purity(np.arange(6), labels) == 0.5  # an entry a cell: one of each label
+
+
+@pytest.mark.nb("nbs/4_pretraining/15c_soho_board.ipynb", "b684b24d")
+def test_named():
+    def named(index, labels, other, truth):
+        table = np.zeros((max(index.max(), other.max()) + 1, max(labels.max(), truth.max()) + 1))
+        np.add.at(table, (index, labels), 1)
+        name = np.where(table.sum(1) > 0, table.argmax(1), -1)
+        return float((name[other] == truth).mean())
+
+    index, labels = np.array([0, 0, 1, 1, 1]), np.array([3, 3, 2, 2, 0])
+    assert named(index, labels, np.array([0, 1, 1, 4]), np.array([3, 2, 1, 1])) == 0.5
+    rng = np.random.default_rng(0)
+    labels, truth = rng.integers(0, 10, 400), rng.integers(0, 10, 400)
+    every = np.arange(400)
+    assert (
+        agreement(every, labels)["purity"] == 1 and named(every, labels, rng.integers(0, 400, 400), truth) < 0.2
+    )  # many entries buy nothing
+
+
+@pytest.mark.nb("nbs/4_pretraining/15c_soho_board.ipynb", "b684b24d")
+def test_named_starter_fails():
+    def named(index, labels, other, truth):
+        return agreement(other, truth)["purity"]
+
+    with pytest.raises(Exception):
+        index, labels = np.array([0, 0, 1, 1, 1]), np.array([3, 3, 2, 2, 0])
+        assert named(index, labels, np.array([0, 1, 1, 4]), np.array([3, 2, 1, 1])) == 0.5
+        rng = np.random.default_rng(0)
+        labels, truth = rng.integers(0, 10, 400), rng.integers(0, 10, 400)
+        every = np.arange(400)
+        assert (
+            agreement(every, labels)["purity"] == 1 and named(every, labels, rng.integers(0, 400, 400), truth) < 0.2
+        )  # many entries buy nothing

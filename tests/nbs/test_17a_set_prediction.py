@@ -235,11 +235,11 @@ def test_heads_and_detections():
 @pytest.mark.nb("nbs/4_pretraining/17a_set_prediction.ipynb", "16948340")
 def test_greedy_is_not_enough(setup_8e1205b1):
     _, slow_match, _ = setup_8e1205b1
-    boxes = torch.tensor([[[0.30, 0.42, 0.30, 0.30], [0.38, 0.48, 0.26, 0.26], [0.70, 0.60, 0.24, 0.30]]])
+    boxes = torch.tensor([[[0.10, 0.62, 0.18, 0.18], [0.44, 0.50, 0.18, 0.18], [0.86, 0.28, 0.18, 0.18]]])
     objects = padded(
         [
             {
-                "boxes": torch.tensor([[0.34, 0.46, 0.27, 0.27], [0.50, 0.50, 0.24, 0.26]]),
+                "boxes": torch.tensor([[0.30, 0.50, 0.18, 0.18], [0.58, 0.50, 0.18, 0.18]]),
                 "labels": torch.tensor([0, 0]),
                 "colours": torch.tensor([-1, -1]),
             }

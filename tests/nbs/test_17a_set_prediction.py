@@ -7,7 +7,17 @@ import torch.distributed as dist
 from torch import nn
 from unittest.mock import patch
 from vlp_course.data.objects import corners
-from vlp_course.nn.set_prediction import SlotHeads, Slots, detections, giou, layered_losses, match, padded, set_losses
+from vlp_course.nn.set_prediction import (
+    SlotHeads,
+    Slots,
+    detections,
+    giou,
+    layered_losses,
+    match,
+    padded,
+    pair_costs,
+    set_losses,
+)
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +230,74 @@ def test_heads_and_detections():
     )
     with torch.autocast("cpu", torch.bfloat16):
         assert heads(torch.randn(2, 5, 12)).boxes.dtype == torch.float32
+
+
+@pytest.mark.nb("nbs/4_pretraining/17a_set_prediction.ipynb", "16948340")
+def test_greedy_is_not_enough(setup_8e1205b1):
+    _, slow_match, _ = setup_8e1205b1
+    boxes = torch.tensor([[[0.10, 0.62, 0.18, 0.18], [0.44, 0.50, 0.18, 0.18], [0.86, 0.28, 0.18, 0.18]]])
+    objects = padded(
+        [
+            {
+                "boxes": torch.tensor([[0.30, 0.50, 0.18, 0.18], [0.58, 0.50, 0.18, 0.18]]),
+                "labels": torch.tensor([0, 0]),
+                "colours": torch.tensor([-1, -1]),
+            }
+        ]
+    )
+    found = Slots(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), boxes)
+    cost = pair_costs(found, objects)[0]
+    assert cost.argmin(0).tolist() == [1, 1] and match(found, objects).tolist() == [
+        [0, 1]
+    ]  # two objects, one slot; or a slot each
+    assert slow_match(found, [{"boxes": objects.boxes[0], "labels": objects.labels[0]}]) == [(0, 1)]
+
+
+@pytest.mark.nb("nbs/4_pretraining/17a_set_prediction.ipynb", "e1ebc93f")
+def test_empty_share():
+    def empty_share(slots, objects, weight):
+        empty = weight * (slots - objects)
+        return empty / (empty + objects)
+
+    p = torch.linspace(0.001, 0.999, 9999)
+    best = p[(0.1 * 18 * -p.log() + 2 * -(1 - p).log()).argmin()]
+    assert abs(empty_share(20, 2, 0.1) - float(best)) < 1e-3 and empty_share(20, 2, 1) == 0.9
+
+
+@pytest.mark.nb("nbs/4_pretraining/17a_set_prediction.ipynb", "e1ebc93f")
+def test_empty_share_starter_fails():
+    def empty_share(slots, objects, weight):
+        return (slots - objects) / slots
+
+    with pytest.raises(Exception):
+        p = torch.linspace(0.001, 0.999, 9999)
+        best = p[(0.1 * 18 * -p.log() + 2 * -(1 - p).log()).argmin()]
+        assert abs(empty_share(20, 2, 0.1) - float(best)) < 1e-3 and empty_share(20, 2, 1) == 0.9
+
+
+@pytest.mark.nb("nbs/4_pretraining/17a_set_prediction.ipynb", "27adcc52")
+def test_class_weights():
+    def class_weights(counts, nothing):
+        weight = 1 / counts.clamp(min=1).float()
+        return torch.cat([weight / weight.mean(), torch.tensor([nothing])])
+
+    found = class_weights(torch.tensor([10, 40, 0]), 0.1)
+    assert (
+        found[0] == pytest.approx(4 * float(found[1]))
+        and found[:3].mean() == pytest.approx(1)
+        and found[3] == pytest.approx(0.1)
+    )
+
+
+@pytest.mark.nb("nbs/4_pretraining/17a_set_prediction.ipynb", "27adcc52")
+def test_class_weights_starter_fails():
+    def class_weights(counts, nothing):
+        return torch.cat([torch.ones(len(counts)), torch.tensor([nothing])])
+
+    with pytest.raises(Exception):
+        found = class_weights(torch.tensor([10, 40, 0]), 0.1)
+        assert (
+            found[0] == pytest.approx(4 * float(found[1]))
+            and found[:3].mean() == pytest.approx(1)
+            and found[3] == pytest.approx(0.1)
+        )

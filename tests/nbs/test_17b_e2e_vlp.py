@@ -313,3 +313,63 @@ def test_the_row_and_its_towers():
     assert row.builder == "e2e-vlp:build" and row.objects and row.lr == ROW["lr"]
     with pytest.raises(ValueError, match="unknown size 'large': models.e2e_vlp has 'small'"):
         build("large")
+
+
+@pytest.mark.nb("nbs/4_pretraining/17b_e2e_vlp.ipynb", "62df2192")
+def test_questions(setup_30b42f88):
+    _, run, toy, toy_batch = setup_30b42f88
+
+    def questions(batch, clozes, asked):
+        return max(1, round(clozes * batch)) + 3 * max(1, round(asked * batch))
+
+    model, batch, rows = toy(clozes=0.5, asked=0.25), toy_batch(), []
+    fuse = model.fuse
+    with patch.object(model, "fuse", lambda image, text: rows.append(len(image.tokens)) or fuse(image, text)):
+        run(model, batch)
+    assert sum(rows) == questions(4, 0.5, 0.25) == 5
+
+
+@pytest.mark.nb("nbs/4_pretraining/17b_e2e_vlp.ipynb", "62df2192")
+def test_questions_starter_fails(setup_30b42f88):
+    _, run, toy, toy_batch = setup_30b42f88
+
+    def questions(batch, clozes, asked):
+        return 2 * batch
+
+    with pytest.raises(Exception):
+        model, batch, rows = toy(clozes=0.5, asked=0.25), toy_batch(), []
+        fuse = model.fuse
+        with patch.object(model, "fuse", lambda image, text: rows.append(len(image.tokens)) or fuse(image, text)):
+            run(model, batch)
+        assert sum(rows) == questions(4, 0.5, 0.25) == 5
+
+
+@pytest.mark.nb("nbs/4_pretraining/17b_e2e_vlp.ipynb", "52fdc196")
+def test_seen_by_caption(setup_30b42f88):
+    _, _, toy, toy_batch = setup_30b42f88
+
+    def seen_by_caption(model, image, text):
+        return model.fusion.stream(image, text)[0][:, text.tokens.shape[1] :]
+
+    model, batch = toy(), toy_batch()
+    image, text = model.encode_image(batch), model.encode_text(batch.text)
+    found = seen_by_caption(model, image, text)
+    nothing = text._replace(mask=torch.zeros_like(text.mask))
+    assert found.shape == model.fusion.alone(image).shape and not torch.allclose(found, model.fusion.alone(image))
+    torch.testing.assert_close(seen_by_caption(model, image, nothing), model.fusion.alone(image))
+
+
+@pytest.mark.nb("nbs/4_pretraining/17b_e2e_vlp.ipynb", "52fdc196")
+def test_seen_by_caption_starter_fails(setup_30b42f88):
+    _, _, toy, toy_batch = setup_30b42f88
+
+    def seen_by_caption(model, image, text):
+        return model.fusion.alone(image)
+
+    with pytest.raises(Exception):
+        model, batch = toy(), toy_batch()
+        image, text = model.encode_image(batch), model.encode_text(batch.text)
+        found = seen_by_caption(model, image, text)
+        nothing = text._replace(mask=torch.zeros_like(text.mask))
+        assert found.shape == model.fusion.alone(image).shape and not torch.allclose(found, model.fusion.alone(image))
+        torch.testing.assert_close(seen_by_caption(model, image, nothing), model.fusion.alone(image))

@@ -62,7 +62,8 @@ ROWS = (Row("clip", "CLIP", "clip:build", 960),
         Row("single-blind", "Single stream, blind", "fusion:build_blind", 300, lr=3e-3, families=1.0, sets=(), live=False),
         Row("clip-learning-trunk", "CLIP, learning trunk", "controls:build_learning", 280, sets=("seen",), live=False),
         Row("clip-learning-steps", "CLIP, learning trunk, CLIP's steps", "controls:build_learning", 960, sets=("seen",), live=False),
-        Row("filip-steps", "FILIP, CLIP's steps", "filip:build", 960, lr=3e-3, sets=("seen",), live=False))
+        Row("filip-steps", "FILIP, CLIP's steps", "filip:build", 960, lr=3e-3, sets=("seen",), live=False),
+        Row("filip-economical", "FILIP, economical", "filip:build_economical", 600, lr=3e-3, sets=("seen",), live=False))
 
 
 def _module(name: str):

@@ -76,4 +76,4 @@ def build_pixels(seed: int = 0) -> CLIP:
 def build_learning(seed: int = 0) -> CLIP:
     """CLIP whose trunk learns too, in its last layers (notebook 15): the opposite of a control."""
     image, text, vocabulary = towers(seed)
-    return CLIP(nn.Sequential(TopBlocks(), image), text, vocabulary)
+    return CLIP(nn.Sequential(TopBlocks(1.0), image), text, vocabulary)

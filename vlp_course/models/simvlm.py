@@ -133,7 +133,7 @@ def answer(model: nn.Module, image: Tokens, asked: list[str]) -> list[str]:
     return found
 
 # %% ../../nbs/4_pretraining/16a_simvlm.ipynb #a980914c
-ROW = {"title": "SimVLM", "quick": 560, "lr": 3e-3, "families": 0.0, "sets": ("seen",), "live": False}
+ROW = {"title": "SimVLM", "quick": 560, "lr": 2e-3, "families": 0.0, "sets": ("seen",), "live": False}
 
 
 def build(size: str = "small", seed: int = 0) -> SimVLM:

@@ -76,13 +76,14 @@ class Trial:
     masked: float | int = 0.5
     temperature: float | int = 0.1
     map_rate: float | int = 0.1         # rate of the map behind the trunk, as a share
+    trunk_rate: float | int = 0.1
     dictionary: bool = True
 
 
 TRIALS = {"soho": Trial("SOHO"), "no-mvm": Trial("without MVM", masked=0), "raw": Trial("without dictionary", masked=0, dictionary=False),
           "decay-0.99": Trial("decay 0.99", decay=0.99), "decay-0.4": Trial("decay 0.4", decay=0.4), "no-restarts": Trial("no restarts", dead=0),
-          "fast-map": Trial("fast map", map_rate=1), "paper-pace": Trial("decay 0.99, fast map", decay=0.99, map_rate=1),
-          "no-temperature": Trial("no temperature", temperature=1)}
+          "fast-map": Trial("fast map", map_rate=1), "fast-trunk": Trial("trunk at 0.3", trunk_rate=0.3),
+          "paper-pace": Trial("decay 0.99, fast map", decay=0.99, map_rate=1), "no-temperature": Trial("no temperature", temperature=1)}
 CODES, SCENES, GALLERY = 256, 1002, 99
 
 
@@ -97,7 +98,7 @@ def model_of(trial: Trial, seed: int) -> SOHO:
     """A trial's model before training."""
     book = VisualDictionary(CODES, decay=trial.decay, dead=trial.dead)
     model = build(seed=seed, dictionary=book, kind=SOHO if trial.dictionary else RawCells, masked=trial.masked, temperature=trial.temperature)
-    model.image_encoder.project.lr_scale = trial.map_rate
+    model.image_encoder.project.lr_scale, model.top.lr_scale = trial.map_rate, trial.trunk_rate
     return model
 
 # %% ../nbs/4_pretraining/15c_soho_board.ipynb #b5a72782
@@ -128,8 +129,7 @@ def judged(codes: Tensor, cells: Tensor, other: Tensor | None = None) -> dict[st
     """What a dictionary is worth on the test cells, and on the same scenes in another style."""
     labels, thing, groups = known()
     index = nearest(cells, codes).numpy()
-    scores = {f"all/{k}": v for k, v in agreement(index, labels).items()}
-    scores |= {f"thing/{k}": v for k, v in agreement(index[thing], labels[thing]).items()}
+    scores = {f"all/{k}": v for k, v in agreement(index, labels).items()} | {f"thing/{k}": v for k, v in agreement(index[thing], labels[thing]).items()}
     scores |= {"perplexity": perplexity(torch.bincount(torch.from_numpy(index)).float()), "kin": kin(index[thing], labels[thing], groups)}
     if other is not None:
         twin = nearest(other, codes).numpy()[thing]

@@ -195,7 +195,7 @@ def test_the_row_of_the_board():
             a.equal(b)
             for a, b in zip(getattr(model, tower).parameters(), getattr(plain, tower).parameters(), strict=True)
         )
-    assert model.top.lr_scale == model.image_encoder.project.lr_scale == 0.1 and not hasattr(
+    assert model.image_encoder.project.lr_scale == model.top.lr_scale == 0.1 and not hasattr(
         plain.image_encoder.project, "lr_scale"
     )
     assert "dictionary.embed" in model.state_dict() and model.dictionary.embed.shape == (256, 128)

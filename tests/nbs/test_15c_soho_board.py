@@ -98,10 +98,11 @@ def test_trials_differ_in_what_they_say():
         m.masked,
         m.temperature,
         m.image_encoder.project.lr_scale,
+        m.top.lr_scale,
     )
     assert same(model, plain) and settings(model) == settings(plain)  # the trial `soho` is the board's row
     found = {name: settings(model_of(trial, 3)) for name, trial in TRIALS.items() if trial.dictionary}
-    assert len({*found.values()}) == len(found) and found["paper-pace"] == (0.99, 0.1, 0.5, 0.1, 1)
+    assert len({*found.values()}) == len(found) and found["paper-pace"] == (0.99, 0.1, 0.5, 0.1, 1, 0.1)
     raw = model_of(TRIALS["raw"], 3)
     raw.after_step({}, 0)
     assert same(raw, plain) and not raw.dictionary.started

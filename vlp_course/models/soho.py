@@ -129,5 +129,6 @@ def build(size: str = "small", seed: int = 0, dictionary: VisualDictionary | Non
     if size != "small":
         raise ValueError(f"unknown size {size!r}: models.soho has 'small'")
     image, text, vocabulary = towers(seed)
-    image.project.lr_scale = 0.1                                   # the dictionary has to follow it
-    return kind(image, text, vocabulary, len(Vocabulary(grammar_words())), dictionary or VisualDictionary(decay=0.9), TopBlocks(), **options)
+    image.project.lr_scale = 0.1                                   # as the trunk: the dictionary has to follow both
+    return kind(image, text, vocabulary, len(Vocabulary(grammar_words())), dictionary or VisualDictionary(decay=0.9),
+                TopBlocks(lr_scale=0.1), **options)

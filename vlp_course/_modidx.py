@@ -459,6 +459,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vlp_course.e2e_board.main': ('4_pretraining/e2e_board.html#main', 'vlp_course/e2e_board.py'),
                                       'vlp_course.e2e_board.recipe_of': ( '4_pretraining/e2e_board.html#recipe_of',
                                                                           'vlp_course/e2e_board.py'),
+                                      'vlp_course.e2e_board.run_times': ( '4_pretraining/e2e_board.html#run_times',
+                                                                          'vlp_course/e2e_board.py'),
                                       'vlp_course.e2e_board.run_trial': ( '4_pretraining/e2e_board.html#run_trial',
                                                                           'vlp_course/e2e_board.py'),
                                       'vlp_course.e2e_board.searched': ('4_pretraining/e2e_board.html#searched', 'vlp_course/e2e_board.py'),

@@ -11,17 +11,21 @@ from unittest.mock import patch
 from vlp_course.data.pairs import SceneSet
 from vlp_course.data.questions import questions
 from vlp_course.evaluate import part
-from vlp_course.models.simvlm import SimVLM
 from vlp_course.models.simvlm import answer
 from vlp_course.models.simvlm import build
 from vlp_course.models.simvlm import prompt_of
-from vlp_course.nn.encoders import Out
 from vlp_course.nn.encoders import Tokens
-from vlp_course.nn.prefix import prefix_lm_loss
-from vlp_course.nn.prefix import sample_prefix
-from vlp_course.nn.prefix import split_prefix
 from vlp_course.verdicts import verdict
-from vlp_course.simvlm_board import ROWS, main, prompted_items, question_scores, run_unit, without_picture
+from vlp_course.simvlm_board import (
+    ROWS,
+    main,
+    patient,
+    picture_adds,
+    prompted_items,
+    question_scores,
+    run_unit,
+    without_picture,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +52,6 @@ def setup_7f6f6f77():
         torch.zeros(3, 2), torch.arange(3.0)[:, None, None].expand(3, 4, 2), torch.ones(3, 4, dtype=torch.bool)
     )
     return ITEMS, Parrot, SEEN
-
-
-@pytest.fixture(scope="module")
-def setup_e758f8dc():
-    class Leaky(SimVLM):
-        """What is to be written stands in what is read."""
-
-        def forward(self, batch, *, step, generator):
-            ids = batch.text.ids
-            cut, image = split_prefix(ids, sample_prefix(ids, generator, self.none)), self.encode_image(batch)
-            logits = self.core.write(cut.suffix, cut.places, *self.core.encode(ids, image.tokens, image.mask))
-            return Out({"prefix_lm": prefix_lm_loss(logits, cut.targets)}, {})
-
-    def of_kind(kind=SimVLM, **options):
-        """The row's model with another forward, or other shares."""
-        model = build(seed=0)
-        return kind(model.image_encoder, model.core, model.vocabulary, **options)
-
-    return Leaky, of_kind
 
 
 @pytest.mark.nb("nbs/4_pretraining/16b_simvlm_board.ipynb", "434379df")
@@ -142,25 +127,44 @@ def test_what_is_recorded_is_not_recorded_again():
         assert json.loads(next(Path(folder).glob("prompts/lm-quick-s5.json")).read_text())["seed"] == 5
 
 
-@pytest.mark.nb("nbs/4_pretraining/16b_simvlm_board.ipynb", "3d6582f4")
-def test_the_leak_is_a_leak(setup_e758f8dc):
-    Leaky, of_kind = setup_e758f8dc
-    model, leaky = of_kind().eval(), of_kind(Leaky).eval()
+@pytest.mark.nb("nbs/4_pretraining/16b_simvlm_board.ipynb", "e758f8dc")
+def test_the_leak_is_a_leak():
+    model, leaky, blind = build(seed=2).eval(), patient("simvlm-leaky", 2).eval(), patient("simvlm-blind", 2).eval()
     scenes = SceneSet("val", 6, features=np.random.default_rng(1).normal(size=(6, 12288)).astype(np.float32))
     batch = scenes.batch(range(6), model.tokenize)
     last = batch.text.mask.sum(1) - 2  # the last word: never read, always written
-    other = batch.text.ids.scatter(1, last[:, None], 7)
+    other = replace(batch, text=batch.text._replace(ids=batch.text.ids.scatter(1, last[:, None], 7)))
+    unseen = replace(batch, features=torch.randn(6, 12288))
     draw = lambda: torch.Generator().manual_seed(3)
     with torch.no_grad(), patch.object(type(model.core), "write", autospec=True) as write:
-        for kind, leaks in ((model, False), (leaky, True)):
+        for kind, leaks in ((model, False), (leaky, True), (blind, False)):
             seen = []
             write.side_effect = lambda core, suffix, places, memory, mask=None: (
                 seen.append(memory),
                 torch.zeros(*suffix.shape, len(core.bias)),
             )[1]
-            for ids in (batch.text.ids, other):
-                kind(replace(batch, text=batch.text._replace(ids=ids)), step=0, generator=draw())
+            for some in (batch, other):
+                kind(some, step=0, generator=draw())
             assert torch.equal(*seen) != leaks
+    with torch.no_grad():
+        blinds = [blind(some, step=0, generator=draw()).losses["prefix_lm"] for some in (batch, unseen)]
+        sees = [model(some, step=0, generator=draw()).losses["prefix_lm"] for some in (batch, unseen)]
+    assert torch.allclose(*blinds) and not torch.allclose(*sees)
+    with pytest.raises(ValueError, match="unknown sickness 'lm': choose one of simvlm-blind, simvlm-leaky"):
+        patient("lm", 0)
+
+
+@pytest.mark.nb("nbs/4_pretraining/16b_simvlm_board.ipynb", "3d6582f4")
+def test_what_a_picture_adds_by_hand():
+    class Judge(nn.Module):
+        def match(self, image, text):
+            return image.tokens[:, 0, 0] * text.tokens[:, 0, 0]
+
+    tokens = lambda values: Tokens(
+        torch.zeros(4, 2), torch.tensor(values)[:, None, None].expand(4, 1, 2), torch.ones(4, 1, dtype=torch.bool)
+    )
+    found = picture_adds(Judge(), tokens([1.0, 2, 3, 4]), tokens([1.0, 1, 1, 1]))  # wrong partners: 4, 1, 2, 3
+    assert found == {"adds/right": 2.5, "adds/wrong": 2.5, "adds/more": 0.75}
 
 
 @pytest.mark.nb("nbs/4_pretraining/16b_simvlm_board.ipynb", "0b93c38f")

@@ -70,8 +70,7 @@ WITHOUT = {"mlm": 1.10, "itm": 1.10, "od": 1.14, "ic": 1.13}          # how many
 TRIALS = {"full": Trial("all four losses", STEPS),
           **{f"no-{loss}": Trial(f"without {loss.upper()}", STEPS, replace(Weights(), **{loss: 0})) for loss in WITHOUT},
           "two-step": Trial("two steps: detector, regions", round(0.9 * STEPS), replace(Weights(), od=0), detector=round(0.75 * STEPS)),       # about half of the seconds each
-          **{f"no-{loss}-longer": Trial(f"without {loss.upper()}, same seconds", round(STEPS * more), replace(Weights(), **{loss: 0}))
-             for loss, more in WITHOUT.items()}}
+          **{f"no-{loss}-longer": Trial(f"without {loss.upper()}, same seconds", round(STEPS * more), replace(Weights(), **{loss: 0})) for loss, more in WITHOUT.items()}}
 
 
 @lru_cache(maxsize=1)
@@ -169,16 +168,12 @@ def stopwatch(call: Callable, repeats: int = 9) -> float:
 
 @torch.no_grad()
 def inference(model: E2EVLP, count: int = 32, repeats: int = 9) -> dict[str, float]:
-    """Milliseconds a picture from pixels to image tokens, to the fused tokens with a caption, to a caption of its own; one thread."""
-    scenes, trunk, threads = SceneSet("test", count), Trunk().eval(), torch.get_num_threads()
+    """Milliseconds a picture from pixels to image tokens, to the fused tokens with a caption, to a caption of its own; on as many threads as torch has."""
+    scenes, trunk = SceneSet("test", count), Trunk().eval()
     pixels, text = scenes.images(range(count)), model.tokenize(scenes.captions)
     read = lambda: model.eval().image_encoder(trunk(pixels))
-    torch.set_num_threads(1)
-    try:
-        calls = {"cnn": lambda: trunk(pixels), "tokens": read, "matched": lambda: model.match(read(), model.encode_text(text)), "caption": lambda: model.generate(read())}
-        return {name: stopwatch(call, repeats) / count for name, call in calls.items()}
-    finally:
-        torch.set_num_threads(threads)
+    calls = {"cnn": lambda: trunk(pixels), "tokens": read, "matched": lambda: model.match(read(), model.encode_text(text)), "caption": lambda: model.generate(read())}
+    return {name: stopwatch(call, repeats) / count for name, call in calls.items()}
 
 # %% ../nbs/4_pretraining/17c_e2e_board.ipynb #df9b615d
 def run_trial(name: str, seed: int) -> dict:

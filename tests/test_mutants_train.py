@@ -107,9 +107,9 @@ TABLE = {
         {
             "param_groups": [
                 ("p.ndim > 1", "p.ndim > 0"),
-                ("p.ndim <= 1", "p.ndim <= 0"),
+                ("scale.get(p, 1.0)", "1.0"),
                 ("if p.requires_grad", ""),
-                ('"weight_decay": 0.0', '"weight_decay": weight_decay'),
+                ("else 0.0", "else weight_decay"),
             ],
             "_accelerator": [
                 ("AcceleratorState._reset_state(", "(lambda _: None)("),
@@ -139,7 +139,8 @@ TABLE = {
             "fit": [
                 ("param_groups(model, recipe.weight_decay)", "model.parameters()"),
                 ("betas=recipe.betas", "betas=(0.9, 0.999)"),
-                ("= learning_rate(recipe, step)", "= recipe.lr"),
+                ("* learning_rate(recipe, step)", "* recipe.lr"),
+                ('group["lr_scale"] * ', ""),
                 ("with torch.no_grad():", "if True:"),
                 ("- run.cpu_s,", "- 0,"),
                 ("run.steps == recipe.steps or", "False or"),

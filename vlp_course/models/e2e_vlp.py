@@ -179,7 +179,7 @@ class E2EVLP(OneTower):
         return [" ".join(self.vocabulary.words[i] for i in ids) for ids in found]
 
 # %% ../../nbs/4_pretraining/17b_e2e_vlp.ipynb #fc4423cd
-ROW = {"title": "E2E-VLP", "quick": 250, "lr": 3e-3, "families": 0.3, "sets": ("seen",), "live": False, "objects": True}
+ROW = {"title": "E2E-VLP", "quick": 195, "lr": 3e-3, "families": 0.3, "sets": ("seen",), "live": False, "objects": True}
 
 
 def build(size: str = "small", seed: int = 0, weights: Weights = Weights()) -> E2EVLP:

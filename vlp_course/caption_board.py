@@ -6,19 +6,16 @@
 __all__ = ['SIZES', 'STYLES', 'BOARD', 'training_scenes', 'word_cost', 'search_scores', 'examine', 'run_unit', 'main']
 
 # %% ../nbs/1_foundations/06b_caption_board.ipynb #ce3858d4
-import argparse
 from dataclasses import asdict
-from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 from .caption_scores import bleu, caption_scores, cider, truths_of
 from .checkpoints import checkpoint_sha
 from .data.pairs import SceneSet
 from .decoding import beam_search, greedy, nucleus
 from .evaluate import GALLERY, encode_images, encode_texts, part, retrieval, test_set
-from .lab import result_path, save_json
+from .lab import record_board
 from .nn.backbone import native_bf16, scene_features
 from .nn.encoders import Tokens
 from .rows import TRAIN, Row, build_model, versions
@@ -107,16 +104,7 @@ def run_unit(row: Row, seed: int) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     """python -m vlp_course.caption_board: records the rows of the board `captions` that are not there yet."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--rows", nargs="+", default=list(BOARD), choices=BOARD, metavar="ROW")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    for name, seed in tqdm([(name, seed) for seed in chosen.seeds for name in chosen.rows], desc="captions"):
-        path = result_path(chosen.results, "captions", {"row": name, "budget": "quick", "seed": seed})
-        if not path.exists():
-            save_json(path, run_unit(BOARD[name], seed))
+    record_board("captions", BOARD, lambda row, seed, runs: run_unit(BOARD[row], seed), arguments)
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

@@ -8,22 +8,20 @@ __all__ = ['STEPS', 'WITHOUT', 'TRIALS', 'SMALL', 'GALLERIES', 'CAPTIONS', 'Regi
            'run_times', 'main']
 
 # %% ../nbs/4_pretraining/17c_e2e_board.ipynb #6ab64862
-import argparse, time
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 from .albef_board import hits
 from .caption_scores import slot_scores, truths_of
 from .data.objects import box_precision, corners, scene_objects
 from .data.pairs import SceneSet
 from .evaluate import board_texts, encode_images, encode_texts, matches, part, test_set
-from .lab import result_path, save_json
+from .lab import record_board
 from .models.e2e_vlp import ROW, E2EVLP, Weights, build
 from .nn.backbone import Backbone, native_bf16, pack
 from .nn.encoders import AttentionPool, Tokens
@@ -197,16 +195,7 @@ def run_times(seed: int, repeats: int = 9) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     """python -m vlp_course.e2e_board: records the rows of the board `e2e` that are not there yet."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--rows", nargs="+", default=[*TRIALS, "times"], choices=[*TRIALS, "times"], metavar="ROW")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    for name, seed in tqdm([(name, seed) for seed in chosen.seeds for name in chosen.rows], desc="e2e"):
-        path = result_path(chosen.results, "e2e", {"row": name, "budget": "quick", "seed": seed})
-        if not path.exists():
-            save_json(path, run_times(seed) if name == "times" else run_trial(name, seed))
+    record_board("e2e", [*TRIALS, "times"], lambda row, seed, runs: run_times(seed) if row == "times" else run_trial(row, seed), arguments)
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

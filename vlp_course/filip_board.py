@@ -6,17 +6,15 @@
 __all__ = ['ROWS', 'unit_tokens', 'phrase_maps', 'pointing_scores', 'run_unit', 'main']
 
 # %% ../nbs/4_pretraining/18c_filip_board.ipynb #1b4101a7
-import argparse
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 from .downstream import pretrained
 from .evaluate import board_texts, encode_texts, points_into, test_set
-from .lab import result_path, save_json
+from .lab import record_board
 from .models.filip import word_maps
 from .nn.encoders import Tokens
 from .rows import versions
@@ -64,17 +62,7 @@ def run_unit(row: str, seed: int, runs: Path) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     """python -m vlp_course.filip_board: records the rows of the board `pointing` that are not there yet."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    for seed, row in tqdm([(seed, row) for seed in chosen.seeds for row in chosen.rows], desc="pointing"):
-        path = result_path(chosen.results, "pointing", {"row": row, "budget": "quick", "seed": seed})
-        if not path.exists():
-            save_json(path, run_unit(row, seed, chosen.runs))
+    record_board("pointing", ROWS, lambda *unit: run_unit(*unit), arguments, seeds=range(5))
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

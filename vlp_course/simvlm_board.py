@@ -7,17 +7,15 @@ __all__ = ['ROWS', 'SICK', 'Leaky', 'patient', 'trained', 'prompted_items', 'wit
            'run_unit', 'main']
 
 # %% ../nbs/4_pretraining/16b_simvlm_board.ipynb #769e7002
-import argparse
 from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 from .data.pairs import Pairs
 from .data.questions import questions
 from .downstream import pretrained
 from .evaluate import GALLERY, encode_images, encode_texts, matches, part, test_set
-from .lab import result_path, save_json
+from .lab import record_board
 from .models.simvlm import SimVLM, answer, build, prompt_of
 from .nn.backbone import native_bf16
 from .nn.encoders import Out, Tokens
@@ -102,17 +100,7 @@ def run_unit(row: str, seed: int, runs: Path, count: int = 2 * GALLERY) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     """python -m vlp_course.simvlm_board: records the rows of the board `prompts` that are not there yet."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS + SICK)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    for seed, row in tqdm([(seed, row) for seed in chosen.seeds for row in chosen.rows], desc="prompts"):
-        path = result_path(chosen.results, "prompts", {"row": row, "budget": "quick", "seed": seed})
-        if not path.exists():
-            save_json(path, run_unit(row, seed, chosen.runs))
+    record_board("prompts", ROWS, lambda *unit: run_unit(*unit), arguments, also=SICK, seeds=range(5))
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

@@ -8,21 +8,18 @@ __all__ = ['TRIALS', 'CODES', 'SCENES', 'GALLERY', 'cell_labels', 'counts', 'ent
            'abilities', 'watched', 'run_trial', 'main']
 
 # %% ../nbs/4_pretraining/15c_soho_board.ipynb #9c1310ef
-import argparse
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 from .data.emoji import load_emoji
 from .data.grammar import GROUNDS, NOUNS
 from .data.pairs import SceneSet
 from .data.scenes import Scene
 from .evaluate import board_texts, encode_images, encode_texts, matches, part, retrieval, test_set
-from .lab import result_path, row_of, save_json, train_set, versions
+from .lab import record_board, row_of, train_set, versions
 from .models.soho import SOHO, build
 from .nn.backbone import native_bf16, scene_features
 from .nn.dictionary import VisualDictionary, kmeans, nearest, perplexity, pick
@@ -206,16 +203,7 @@ def run_trial(name: str, seed: int, steps: int | None = None) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     """python -m vlp_course.soho_board: records the rows of the board `soho` that are not there yet."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--rows", nargs="+", default=list(TRIALS), choices=TRIALS, metavar="ROW")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    for seed, name in tqdm([(seed, name) for seed in chosen.seeds for name in chosen.rows], desc="soho"):
-        path = result_path(chosen.results, "soho", {"row": name, "budget": "quick", "seed": seed})
-        if not path.exists():
-            save_json(path, run_trial(name, seed))
+    record_board("soho", TRIALS, lambda row, seed, runs: run_trial(row, seed), arguments)
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

@@ -21,6 +21,7 @@ from vlp_course.lab import (
     compare,
     html_table,
     read_results,
+    record_board,
     result_path,
     save_json,
     show,
@@ -46,6 +47,24 @@ def setup_c24f0f81():
         }
 
     return made_up
+
+
+@pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "9d849fc3")
+def test_a_board_records_once():
+    with tempfile.TemporaryDirectory() as folder:
+        made, run = [], lambda row, seed, runs: made.append((row, seed, runs)) or {"metrics": {"x": seed}}
+        record_board("toy", ("a", "b"), run, ["--results", folder, "--seeds", "3", "--runs", "there"], also=("c",))
+        record_board(
+            "toy", ("a", "b"), run, ["--results", folder, "--seeds", "3", "4", "--rows", "b", "c"], also=("c",)
+        )
+        assert [unit[:2] for unit in made] == [("a", 3), ("b", 3), ("c", 3), ("b", 4), ("c", 4)]
+        assert made[0][2] == Path("there") and made[-1][2] == Path("runs")
+        assert json.loads((Path(folder) / "toy" / "b-quick-s4.json").read_text()) == {"metrics": {"x": 4}}
+        with pytest.raises(SystemExit):
+            record_board("toy", ("a", "b"), run, ["--rows", "d"])
+        made.clear()
+        record_board("toy", ("a",), run, ["--results", folder], seeds=(5,))
+        assert [unit[:2] for unit in made] == [("a", 5)]
 
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "07022d51")

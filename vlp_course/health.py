@@ -60,7 +60,7 @@ MEANING = {
     "itc": "no pair is told from another: all vectors are alike (rate too high, no negatives), or pictures and captions are shuffled",
     "itm": "every pair gets the share of right pairs as its answer: the fused layers do not see the picture, or not the text, or the rate is too high",
     "mlm": "words are guessed by how often they occur: neither the picture nor the other words reach the head",
-    "lm": "words are guessed by how often they occur: neither the picture nor the words before reach the head"}
+    **dict.fromkeys(("lm", "prefix_lm", "ic"), "words are guessed by how often they occur: neither the picture nor the words before reach the head")}
 
 
 def _ends(curve: list[float]) -> tuple[float, float, float]:
@@ -83,7 +83,7 @@ def _loss(name: str, curve: list[float], nothing: float) -> Finding:
 
 def examine(losses: dict[str, list[float]], steps: int, batch: int, signs: dict[str, float]) -> list[Finding]:
     """What the doctor finds in a run's losses and signs. Raises ValueError for under 100 steps, and for a run without known losses."""
-    known = {"itc": math.log(batch + signs.get("queue", 0)), "itm": itm_plateau(), "mlm": WORDS, "lm": WORDS}
+    known = {"itc": math.log(batch + signs.get("queue", 0)), "itm": itm_plateau(), **dict.fromkeys(("mlm", "lm", "prefix_lm", "ic"), WORDS)}
     curves = {name: curve for name, curve in losses.items() if name in known and len(curve)}
     if steps < 100 or not curves:
         raise ValueError(f"{steps} steps with losses {', '.join(losses) or 'none'}: needs 100 steps and one of {', '.join(known)}")

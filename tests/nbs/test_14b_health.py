@@ -40,7 +40,10 @@ def test_levels_are_told_from_progress(setup_3fb394d9):
     assert words_of({"mlm": flat(WORDS)})["mlm"] and not words_of({"mlm": falling(6, 0.4)})["mlm"]
     assert words_of({"lm": [*falling(3, 0.5), *falling(0.5, 2.0)]})["lm"]  # rose again
     assert words_of({"lm": [*falling(3, 0.5), math.nan]})["lm"]
-    with pytest.raises(ValueError, match="40 steps with losses itc: needs 100 steps and one of itc, itm, mlm, lm"):
+    assert words_of({"prefix_lm": [WORDS] * 30})["prefix_lm"] and not words_of({"ic": [*falling(8, 1.0)]})["ic"]
+    with pytest.raises(
+        ValueError, match="40 steps with losses itc: needs 100 steps and one of itc, itm, mlm, lm, prefix_lm, ic"
+    ):
         examine({"itc": flat(4.0)}, 40, 63, {})
 
 

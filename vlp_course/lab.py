@@ -47,7 +47,7 @@ def read_results(folder: Path, board: str = "scenes", budget: str | None = None)
     for r in read_results(folder, "showcase") if scenes else ():
         marks.setdefault((r["row"], r["seed"], r["budget"]), {}).update(r.get("metrics", {}))
     results = [r for r in results if budget in (None, r["budget"])]
-    return [r | {"metrics": r["metrics"] | marks[key]} if (key := (r["row"], r["seed"], r["budget"])) in marks else r for r in results]
+    return [r | {"metrics": marks[key] | r["metrics"]} if (key := (r["row"], r["seed"], r["budget"])) in marks else r for r in results]
 
 # %% ../nbs/6_lab/29_leaderboard.ipynb #39c8937e
 def record_board(board: str, rows: Iterable[str], run: Callable, arguments: list[str] | None = None, also: Iterable[str] = (),

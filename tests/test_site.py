@@ -105,6 +105,13 @@ def test_the_page_of_needs_says_what_is_missing(tmp_path, monkeypatch):
     assert text.count("Nothing is recorded") == 1 and "| tell who is where | clip, the only row" in text
 
 
+def test_probes_stand_beside_mismatched_pictures(monkeypatch):
+    marks = {"size/linear/matched": 0.9, "size/linear/mismatched": 0.5, "size/mlp/matched": 1.0}
+    clip, trunk = run("clip") | {"metrics": marks | {"count/linear/image": 0.7}}, run("trunk") | {"metrics": {}}
+    monkeypatch.setattr(boards, "results", lambda *a: [clip, trunk])
+    assert boards.probes("full").splitlines()[2:] == ["| CLIP | 1 | 70.0 | 90.0 (50) |", "| trunk | 1 | - | - |"]
+
+
 def test_leaders_are_the_rows_that_lead():
     best, other = (1.0, 0), (0.4, 0)
     found = {"a": {"x": best, "y": other}, "b": {"x": other, "y": best, "z": best}, "c": {"x": other}}

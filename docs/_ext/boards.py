@@ -98,6 +98,25 @@ def other_board(board: str) -> str:
     return table([["row", "splits", "CPU-s", "params", *heads], *lines])
 
 
+def probes(budget: str) -> str:
+    """The board `probes`: a task a column, its linear probe; in brackets the same with mismatched pictures."""
+    from vlp_course import lab
+    found, known = results("probes", budget), {row.name: row.title for row in lab.board_rows()}
+    tasks = sorted({name.split("/")[0] for r in found for name in r["metrics"] if "." not in name})
+
+    def mark(runs, task):
+        of = {shown: [r["metrics"][key] for r in runs if (key := f"{task}/linear/{shown}") in r["metrics"]]
+              for shown in ("matched", "image", "text", "mismatched")}
+        other = f" ({100 * np.mean(of['mismatched']):.0f})" if of["mismatched"] else ""
+        return lab.cell(of["matched"] or of["image"] or of["text"]) + other
+
+    lines = [["row", "seeds", *tasks]]
+    for row in dict.fromkeys(r["row"] for r in found):
+        runs = [r for r in found if r["row"] == row]
+        lines.append([known.get(row, row), str(len(runs)), *(mark(runs, task) for task in tasks)])
+    return table(lines)
+
+
 def boards() -> str:
     """All boards that hold results."""
     from vlp_course import lab
@@ -113,7 +132,10 @@ def boards() -> str:
         found = results("scenes", budget)
         text += [f"### {BUDGETS[budget]}", scenes_board(found)]
         text += [draw_parallel(found, lab, chance(), budget)] if budget == "full" and chance() else []
-    others = (RESULTS / name for name in ("emoji", "probes", "rates"))      # the rest stands in its notebooks
+    for budget in [b for b in BUDGETS if results("probes", b)]:
+        text += [f"## Linear probes, {budget} budget", "What a linear probe reads from frozen representations; in "
+                 "brackets what is left of it with another picture in place of the right one.", probes(budget)]
+    others = (RESULTS / name for name in ("emoji", "rates"))                # the rest stands in its notebooks
     for folder in sorted(p for p in others if results(p.name, "quick")):
         books = [f"Made and explained in {{doc}}`{nb.relative_to(ROOT).with_suffix('').as_posix()}`."
                  for nb in (ROOT / "nbs").glob(f"*/*_{folder.name.replace('-', '_')}_board.ipynb")]

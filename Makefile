@@ -9,7 +9,7 @@ FROM_NPM := docs/node_modules/.package-lock.json
 export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help venv course test lab notebooks site
+.PHONY: help venv course leaderboard test lab notebooks site
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -18,6 +18,9 @@ venv: $(INSTALLED)  ## only make .venv
 
 course: $(INSTALLED)  ## train the first model and print what it learned
 	$(BIN)/vlp course
+
+leaderboard: $(INSTALLED)  ## record the quick runs of all rows that are missing, two at a time, and print the board
+	$(BIN)/vlp leaderboard --run
 
 test: $(INSTALLED)  ## run all tests, one thread in each of two processes
 	$(BIN)/python tools/make_tests.py --check

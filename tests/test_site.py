@@ -6,6 +6,8 @@ from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs/_ext"))
+import boards  # noqa: E402
+import figures  # noqa: E402
 import ledger  # noqa: E402
 import notebooks  # noqa: E402
 
@@ -73,6 +75,47 @@ def test_verdicts_are_read_from_stored_outputs(tmp_path, monkeypatch):
     cells.append(code("print(...)", [PRINTED[0] | {"text": "CLAIM 8: depends (2 of 5)\n"}]))
     path.write_text(json.dumps({"cells": cells}))
     assert ledger.status(claim).startswith("**depends (2 of 5)** (")
+
+
+def run(row: str, seed: int = 0, **metrics: float) -> dict:
+    """A result with invented numbers; metrics by name with __ for the stroke."""
+    marks = {name.replace("__", "/"): value for name, value in metrics.items()}
+    cost = {"steps": 9, "cpu_s": 50.0, "params": 1_000_000}
+    return cost | {"row": row, "seed": seed, "budget": "quick", "metrics": marks, "config": {"title": row}}
+
+
+def test_finer_tables_leave_out_what_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(boards, "chance", lambda: {"foil/size": 0.5})
+    runs = [run("clip", s, foil__size=0.8, seen__r1=0.9) for s in range(3)]
+    text, = boards.finer_tables([*runs, run("lm", unknown=1.0)])
+    assert text.startswith(":::{dropdown}") and "80.0 ± 0.0" in text and "| Chance |" in text and "50.0" in text
+    assert "| lm |" not in text                                 # nothing of this table is recorded for it
+
+
+def test_the_page_of_needs_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(boards, "RESULTS", tmp_path)
+    monkeypatch.setattr(boards, "chance", lambda: {"foil/relation": 0.5})
+    monkeypatch.setattr("vlp_course.needs.chance", lambda: {"foil/relation": 0.5})
+    text = boards.needs_page()
+    assert text.count("Nothing is recorded") == 2 and "not recorded" in text and "**Because**" not in text
+    from vlp_course.lab import result_path, save_json
+    for s in range(3):
+        save_json(result_path(tmp_path, "scenes", made := run("clip", s, foil__relation=0.9)), made)
+    text = boards.needs_page()
+    assert text.count("Nothing is recorded") == 1 and "| tell who is where | clip, the only row" in text
+
+
+def test_probes_stand_beside_mismatched_pictures(monkeypatch):
+    marks = {"size/linear/matched": 0.9, "size/linear/mismatched": 0.5, "size/mlp/matched": 1.0}
+    clip, trunk = run("clip") | {"metrics": marks | {"count/linear/image": 0.7}}, run("trunk") | {"metrics": {}}
+    monkeypatch.setattr(boards, "results", lambda *a: [clip, trunk])
+    assert boards.probes("full").splitlines()[2:] == ["| CLIP | 1 | 70.0 | 90.0 (50) |", "| trunk | 1 | - | - |"]
+
+
+def test_leaders_are_the_rows_that_lead():
+    best, other = (1.0, 0), (0.4, 0)
+    found = {"a": {"x": best, "y": other}, "b": {"x": other, "y": best, "z": best}, "c": {"x": other}}
+    assert figures.leaders(found) == ["b", "a"] and figures.leaders(found, 1) == ["b"]
 
 
 def test_cited_works_stand_in_the_bibliography():

@@ -62,10 +62,21 @@ def answers() -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def needs() -> str:
+    """Which row for which need, in short, for both budgets."""
+    from vlp_course.needs import advice
+    quick, full = (advice(ROOT / "results", budget) for budget in ("quick", "full"))
+    told = [f"{a.best} {a.score}" if a.best != "-" else "-" for a in full] or ["-"] * len(quick)
+    lines = [["you want to", "so take", "best row", "runner-up", "beyond seeds", "best, full budget"], ["---"] * 6]
+    lines += [[a.need, a.words, f"{a.best} {a.score}", f"{a.second} {a.second_score}", a.apart, best]
+              for a, best in zip(quick, told)]
+    return "\n".join("| " + " | ".join(cell.replace("- -", "-") for cell in line) + " |" for line in lines)
+
+
 def readme() -> str:
     """The README with the boards of today's results."""
     text = README.read_text()
-    for name, made in (("board", board()), ("answers", answers()), ("emoji", emoji())):
+    for name, made in (("board", board()), ("needs", needs()), ("answers", answers()), ("emoji", emoji())):
         before, _, rest = text.partition(f"<!-- {name} -->\n")
         _, _, after = rest.partition(f"<!-- end of {name} -->")
         text = f"{before}<!-- {name} -->\n{made}\n<!-- end of {name} -->{after}"

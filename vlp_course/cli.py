@@ -113,10 +113,16 @@ def evaluate(checkpoint: Annotated[Path, typer.Argument(help="A folder that `vlp
 def leaderboard(budget: Budget = "quick", results: Results = Path("results"),
                 check: Annotated[str | None, typer.Option(help="Rerun this row, and say whether it falls into the recorded band.")] = None,
                 seed: Annotated[int, typer.Option(help="Seed of the run that --check makes; a recorded one must give equal bits.")] = 7,
-                ) -> None:
+                run: Annotated[bool, typer.Option("--run", help="First record the quick runs, seeds 0 to 2, that are missing.")] = False,
+                runs: Path = Path("runs")) -> None:
     """Print the recorded results: mean and 95 % interval over seeds. With --check ROW rerun that row; status 1 if it is outside."""
     from vlp_course import lab
     lab.ROWS[0].steps(budget)              # complains about an unknown budget
+    if run:
+        if budget != "quick":
+            raise ValueError(f"--run records the quick budget, not {budget!r}: for others there is `vlp pretrain ROW --budget {budget}`")
+        from vlp_course import course as job
+        job.fill_board(results, runs)
     found = lab.read_results(results, budget=budget)
     if not found:
         raise FileNotFoundError(f"no results of budget {budget!r} in {results / 'scenes'}: record some with `vlp pretrain ROW`")

@@ -2,7 +2,7 @@
 import json
 from pathlib import Path
 
-from boards import INDEX_COLUMNS, RESULTS, boards, results, scenes_table, table
+from boards import INDEX_COLUMNS, RESULTS, boards, needs_page, results, scenes_table, table
 from ledger import claims, own_verdicts, title_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +63,7 @@ def fill(app, config) -> None:
     """Gives the pages their values."""
     config.myst_substitutions |= {
         "index_board": scenes_table(results("scenes", "quick"), INDEX_COLUMNS), "boards": boards(),
+        "needs": needs_page(),
         "times": times(), "assets": assets(), "colab": colab(config.html_theme_options["repository_url"]),
         "parts": parts(), "glossary": glossary(), "claims": claims(), "own_verdicts": own_verdicts()}
 

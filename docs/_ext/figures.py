@@ -61,6 +61,79 @@ def draw_board(results: list[dict], lab, chance: dict[str, float]) -> str:
     return both("board", alt, draw) + "\n\n*Means with 95 % intervals over seeds; the dotted line is chance. Percent.*"
 
 
+def leaders(found: dict, most: int = 5) -> list[str]:
+    """Rows that are best in most columns of `lab.scaled`, those first."""
+    best = [max((row for row in found if title in found[row]), key=lambda row: found[row][title][0])
+            for title in dict.fromkeys(title for columns in found.values() for title in columns)]
+    return sorted(dict.fromkeys(best), key=lambda row: -best.count(row))[:most]
+
+
+def draw_parallel(results: list[dict], lab, chance: dict[str, float], budget: str) -> str:
+    """Parallel coordinates: each column from chance to the best row; the rows that lead somewhere in colour."""
+    rows, found = titles(results, lab), lab.scaled(results, chance)
+    columns = [c for c in lab.COLUMNS if any(c in marks for marks in found.values())]
+    shown = leaders(found)
+
+    def draw():
+        figure, ax = plt.subplots(figsize=(10, 4.6), layout="constrained")
+        for row in sorted(found, key=lambda row: row in shown):
+            places = [x for x, c in enumerate(columns) if c in found[row]]
+            means, halves = zip(*(found[row][columns[x]] for x in places))
+            style = {"color": "0.6", "lw": 0.7, "alpha": 0.6, "ms": 2}
+            if row in shown:
+                style = {"color": f"C{shown.index(row)}", "lw": 1.8, "ms": 3, "label": rows[row]}
+            for run in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) > 1) + 1):      # gaps stay open
+                bars = np.nan_to_num([halves[k] for k in run]) if row in shown else None
+                ax.errorbar([places[k] for k in run], [means[k] for k in run], bars, fmt="-o", capsize=2, **style)
+                style.pop("label", None)
+        ax.axhline(0, ls=":", color="0.5")
+        best = [100 * max(lab.way(results, row, lab.COLUMNS[c])[0][2] for row in found if c in found[row])
+                for c in columns]
+        ax.set_xticks(range(len(columns)), [f"{c} {b:.0f}" for c, b in zip(columns, best)], rotation=25, ha="right")
+        ax.set_yticks((0, 0.5, 1), ("chance", "half-way", "best"))
+        ax.set(ylim=(-0.45, 1.12), xlim=(-0.3, len(columns) - 0.7))
+        figure.legend(loc="outside lower center", ncols=len(shown))
+        return figure
+    alt = (f"Parallel coordinates of {len(found)} rows over {', '.join(columns)}, each from chance to the best row; "
+           f"highlighted are {', '.join(rows[row] for row in shown)}")
+    note = ("*Each column from chance to its best row, whose percent stands after the name. In colour the rows that "
+            "lead somewhere, with 95 % intervals; the others in grey. A row that was not scored on a column has no "
+            "point there.*")
+    return f"{both(f'parallel-{budget}', alt, draw)}\n\n{note}"
+
+
+WAYS = ("R@1", "relation", "group", "captions")
+
+
+def draw_ways(results: list[dict], lab, chance: dict[str, float]) -> str:
+    """Metrics of all budgets over steps and over CPU-seconds, for rows with two budgets or more."""
+    rows = {row: title for row, title in titles(results, lab).items() if len(lab.way(results, row, "seen/r1")) > 1}
+    most = [max((point[x] for row in rows for point in lab.way(results, row, "seen/r1")), default=1) for x in (0, 1)]
+
+    def draw():
+        figure, axes = plt.subplots(2, len(WAYS), figsize=(10, 5), sharey="col", layout="constrained")
+        for column, pair in zip(WAYS, axes.T):
+            for k, row in enumerate(rows):
+                points = lab.way(results, row, lab.COLUMNS[column])
+                for x, ax in enumerate(pair) if points else ():
+                    cost, (mean, half) = [p[x] for p in points], 100 * np.nan_to_num([p[2:] for p in points]).T
+                    ax.errorbar(cost, mean, half, fmt="o", ms=3, capsize=2, lw=1.2, label=rows[row], color=f"C{k % 6}",
+                                ls=("-", "--", ":")[k // 6 % 3])
+            for ax, unit, least, last in zip(pair, ("step", "CPU-seconds"), (100, 10), most):
+                ax.axhline(100 * chance.get(lab.COLUMNS[column], 0), ls=":", color="0.5", lw=1)
+                ax.set_xscale("symlog", linthresh=least)
+                ax.set(xlabel=unit, ylim=(-4, 104), xlim=(-0.2 * least, 1.5 * last))
+            pair[0].set_title(column)
+        handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8)
+        return figure
+    alt = (f"Four columns of the board at each recorded budget, over steps above and over CPU-seconds below, for "
+           f"{', '.join(rows.values())}")
+    note = ("*Untrained, quick and full runs of each row that has two of them, means with 95 % intervals over seeds; "
+            "the dotted line is chance. The horizontal axes are linear near zero and logarithmic from there.*")
+    return f"{both('ways', alt, draw)}\n\n{note}" if rows else ""
+
+
 def draw_curves(results: list[dict], lab) -> str:
     """Stored losses over steps and over CPU-seconds, one run a row."""
     rows = titles(results, lab)

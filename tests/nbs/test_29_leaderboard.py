@@ -13,19 +13,25 @@ from vlp_course.rows import Row
 from vlp_course.rows import build_model
 from vlp_course.rows import row_of
 from vlp_course.verdicts import band
+from vlp_course.verdicts import summary
 from vlp_course.lab import (
     COLUMNS,
+    FOILS,
+    TABLES,
     cell,
     chance,
     check,
     compare,
+    costs,
     html_table,
     read_results,
     record_board,
     result_path,
     save_json,
+    scaled,
     show,
     table,
+    way,
 )
 
 
@@ -40,6 +46,7 @@ def setup_c24f0f81():
             "budget": budget,
             "steps": 960,
             "cpu_s": 60.0 + seed,
+            "peak_mb": 900.0,
             "params": 1_300_000,
             "metrics": scores,
             "config": {"title": {r.name: r.title for r in ROWS}.get(row, row)},
@@ -82,9 +89,11 @@ def test_marks_of_questions_join_their_row():
                 "config": {"line": "clip"},
             }
             save_json(result_path(Path(folder), "downstream", r), r)
+        shown = {"row": "clip", "budget": "full", "seed": 0, "metrics": {"caption/f1": 0.8}}
+        save_json(result_path(Path(folder), "showcase", shown), shown)
         found = {(r["budget"], r["seed"]): r["metrics"] for r in read_results(Path(folder))}
         assert found["quick", 0] == {"seen/r1": 0.5, "vqa/all": 0.6, "nlvr/all": 0.7}
-        assert found["quick", 1] == found["full", 0] == {"seen/r1": 0.5}
+        assert found["quick", 1] == {"seen/r1": 0.5} and found["full", 0] == {"seen/r1": 0.5, "caption/f1": 0.8}
 
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "07cbfb07")
@@ -140,6 +149,73 @@ def test_table_from_files(setup_c24f0f81):
     assert clip[:6] == ["CLIP", "3", "61", "960", "1.30 M", "92.0 ± 5.0"]  # mean seconds; in the order of ROWS
     assert linear[0] == "Linear baseline" and linear[header.index("pointing")] == "-" and linear[5] == "50.0"
     assert mine[0] == "mine"  # a row of yours
+
+
+@pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "7a07cc33")
+def test_every_table_has_its_columns(setup_c24f0f81):
+    made_up = setup_c24f0f81
+    runs = [made_up(seed=s, value=0.9, **{"foil/size": 0.7 + 0.1 * s}) for s in range(3)]
+    header, clip = table(runs, TABLES["The true caption against one that is wrong in one place"])
+    assert (
+        header[5:] == list(FOILS)
+        and clip[5 + FOILS.index("size")] == "80.0 ± 24.8"
+        and clip[5 + FOILS.index("count")] == "-"
+    )
+    keys = [key for columns in TABLES.values() for key in columns.values()]
+    assert len(keys) == len(set(keys)) and {f"openmoji/i2t_r{k}" for k in (1, 5, 10)} | {
+        "caption/f1",
+        "vqa/neighbour",
+        "nlvr/all",
+    } <= set(keys)
+
+
+@pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "c2297a12")
+def test_costs_of_rows(setup_c24f0f81):
+    made_up = setup_c24f0f81
+    header, clip, linear = costs(
+        [made_up(seed=s) | {"wall_s": 100.0 + 10 * s} for s in (0, 1)]
+        + [made_up("linear", budget="untrained") | {"steps": 0, "wall_s": 2.0}]
+    )
+    assert header == ["row", "seeds", "CPU-s", "steps", "params", "seconds", "peak MB", "ms a step"]
+    assert clip == ["CLIP", "2", "60", "960", "1.30 M", "105", "900", "63"] and linear[3:] == [
+        "0",
+        "1.30 M",
+        "2",
+        "900",
+        "60000",
+    ]
+
+
+@pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "17192fe9")
+def test_from_chance_to_best(setup_c24f0f81):
+    made_up = setup_c24f0f81
+    runs = [made_up("a", s, value=0.8 + 0.1 * (s - 1)) for s in range(3)] + [made_up("b", value=0.5)]
+    floor = {c: 0.2 for c in COLUMNS.values()} | {"nlvr/all": 0.95}
+    found = scaled(runs, floor)
+    assert found["a"]["R@1"] == pytest.approx((1, summary([0.7, 0.8, 0.9])[1] / 0.6)) and found["b"]["R@1"][
+        0
+    ] == pytest.approx(0.5)
+    assert np.isnan(found["b"]["R@1"][1]) and "pairs" not in found["a"]  # none is above that chance
+
+
+@pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "0799e783")
+def test_way_through_the_budgets(setup_c24f0f81):
+    made_up = setup_c24f0f81
+    runs = [made_up("a", s, "full", 0.9) | {"steps": 4800, "cpu_s": 300.0} for s in range(2)] + [
+        made_up("a", 0, "quick", 0.6),
+        made_up("b"),
+    ]
+    runs += [
+        made_up("a", 0, "untrained", 0.1) | {"steps": 0, "cpu_s": 0.0},
+        made_up("a", 1, "untrained", without=["seen/r1"]),
+    ]
+    points = way(runs, "a", "seen/r1")
+    assert (
+        [p[:3] for p in points] == [(0, 0, 0.1), (960, 60, 0.6), (4800, 300, 0.9)]
+        and points[2][3] == 0
+        and np.isnan(points[1][3])
+    )
+    assert way(runs, "c", "seen/r1") == []
 
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "d71e908b")

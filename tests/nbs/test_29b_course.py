@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import numpy as np
 import pytest
 import queue
@@ -25,7 +26,7 @@ from vlp_course.models.clip import CLIP
 from vlp_course.models.controls import BagOfWords
 from vlp_course.models.controls import PixelEncoder
 from vlp_course.nn.encoders import Tokens
-from vlp_course.course import BOARD, beside, live_rows, page_of, picture_tag, run, train_rows
+from vlp_course.course import BOARD, NOTE, TUNED, beside, fill_board, live_rows, page_of, picture_tag, run, train_rows
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +137,12 @@ def setup_e7ea0f21(setup_8dd9b54f):
             train_rows=note("train", live),
             assets=SimpleNamespace(**vars(assets) | {"fetch": note("fetch")}),
         )
-        floor = {c: 0.25 for c in BOARD.values()}
+        floor = {c: 0.25 for c in (BOARD | TUNED).values()}
         with (
             patch.multiple(unwrap(run).__module__, **stand_ins),
             patch("vlp_course.lab.prepare", note("prepare")),
             patch("vlp_course.lab.show", note("show")),
+            patch("sys.stdout", io.StringIO()),
             patch("vlp_course.lab.chance", lambda: floor),
             patch("sys.stderr", io.StringIO()) as spoken,
             patch.multiple(unwrap(page_of).__module__, page_of=lambda lines, found: f"page of {', '.join(found)}"),
@@ -169,6 +171,48 @@ def test_side_by_side_equals_one_by_one(setup_8dd9b54f):
     assert bars[0].n == bars[0].total == sum(row.quick for row in live_rows())  # every step counted once
 
 
+@pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "4b1fc3f7")
+def test_only_what_is_missing_is_recorded(setup_8dd9b54f):
+    _, made_up, _ = setup_8dd9b54f
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        for name, seed in (("linear", 0), ("clip", 1)):
+            lab.save_json(lab.result_path(results, "scenes", made_up(name, seed) | {"budget": "quick"}), {"kept": name})
+        done = []
+        quiet = dict(
+            side_by_side=lambda jobs: done.extend(jobs) or [made_up(name, seed) for name, seed, *_ in jobs],
+            assets=SimpleNamespace(CORE=("a",), fetch=lambda name: None),
+        )
+        with patch.multiple(unwrap(fill_board).__module__, **quiet), patch("vlp_course.lab.prepare", lambda rows: None):
+            made = fill_board(results, Path("runs"), seeds=(0, 1))
+            rows = [row.name for row in lab.board_rows() if row.sets]
+            assert len(made) == 2 * len(rows) - 2 and {name for name, *_ in done} == set(rows)
+            assert ("linear", 0) not in {job[:2] for job in done} and (
+                "linear",
+                1,
+                Path("runs/linear-s1"),
+                results,
+            ) in done
+            for name, seed, _, out in done:
+                lab.save_json(lab.result_path(out, "scenes", {"row": name, "budget": "quick", "seed": seed}), {})
+            assert fill_board(results, Path("runs"), seeds=(0, 1)) == []
+
+
+@pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "bf051485")
+def test_a_worker_keeps_its_result(setup_8dd9b54f):
+    _, _, pretended = setup_8dd9b54f
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch("vlp_course.lab.run_row", pretended),
+        patch.object(unwrap(train_rows).__globals__["_start"], "queue", queue.Queue(), create=True),
+    ):
+        kept, unkept = (
+            unwrap(train_rows).__globals__["_work"](("linear", 3, None, out)) for out in (Path(folder), None)
+        )
+        assert kept == unkept and json.loads((Path(folder) / "scenes/linear-quick-s3.json").read_text())["seed"] == 3
+        assert len(list(Path(folder).rglob("*.json"))) == 1
+
+
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "b9de6a39")
 def test_a_row_that_fails_stops_the_job(setup_8dd9b54f):
     Threads, _, _ = setup_8dd9b54f
@@ -190,17 +234,23 @@ def test_live_beside_recorded(setup_8dd9b54f):
     _, made_up, _ = setup_8dd9b54f
     live = [made_up(row.name, value=0.5, without=["pointing"] if row.pixels else ()) for row in live_rows()]
     recorded = [made_up("clip", seed, value) for seed, value in enumerate((0.90, 0.92, 0.94))]
-    floor = {c: 0.25 for c in BOARD.values()}
+    recorded[0]["metrics"] |= {"vqa/mean": 0.7, "nlvr/all": 0.5}
+    floor = {c: 0.25 for c in (BOARD | TUNED).values()}
     with patch("vlp_course.lab.chance", lambda: floor):
         header, *lines = beside(live, recorded)
-    assert header == ["row", "CPU-s", *BOARD] and len(lines) == len(lab.board_rows()) + 1
+    assert header == ["row", "CPU-s", *BOARD, *TUNED] and len(lines) == len(lab.board_rows()) + 1
     clip = next(line for line in lines if line[0] == lab.row_of("clip").title)
     assert clip[1:3] == ["61", "50.0 (92.0 ± 5.0)"]  # live, then recorded by hand: notebook 29
+    assert clip[-3:] == ["(70.0)", "(-)", "(50.0)"] and all(
+        "†" in name for name in header[-3:]
+    )  # fine-tuned: recorded alone
     recorded_only = next(line for line in lines if line[0] == lab.row_of("clip-untrained-trunk").title)
     assert recorded_only[1:3] == ["-", "(-)"]  # not live, and nothing recorded here
     pixels = next(line for line in lines if line[0] == lab.row_of("clip-from-scratch").title)
-    assert pixels[-1] == "- (-)"  # no backbone, no pointing, nothing recorded
-    assert lines[-1] == ["Chance", "0", *["25.0"] * len(BOARD)] and all(len(line) == len(header) for line in lines)
+    assert pixels[header.index("pointing")] == "- (-)"  # no backbone, no pointing, nothing recorded
+    assert lines[-1] == ["Chance", "0", *["25.0"] * len(BOARD | TUNED)] and all(
+        len(line) == len(header) for line in lines
+    )
 
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "8e79c2bd")
@@ -252,7 +302,7 @@ def test_the_page_stands_alone(setup_2b56c917):
     hits = [values for values in images if values["class"] == "hit"]
     assert len(hits) == 3 and all(values["alt"].endswith(", the right one") for values in hits)
     text = " ".join(tags.text)
-    assert "A < B & C" in text and "92.0 ± 5.0" in text and scenes.captions[3] in text
+    assert "A < B & C" in text and NOTE in text and "92.0 ± 5.0" in text and scenes.captions[3] in text
     assert "Noto Emoji, © Google, Apache License 2.0" in text
     assert (
         page.startswith("<!doctype html>")

@@ -104,12 +104,43 @@ def test_one_line_and_nothing_written(setup_e5b47357):
                 (("data", "fetch", "photo"), ("unknown asset 'photo'", next(iter(ASSETS)))),
                 (("leaderboard", *results), ("no results", "vlp pretrain")),
                 (("leaderboard", "--budget", "long", *results), ("unknown budget 'long'",)),
+                (
+                    ("leaderboard", "--run", "--budget", "full", *results),
+                    ("--run records the quick budget", "vlp pretrain ROW --budget full"),
+                ),
                 (("evaluate", folder), ("holds no checkpoint", "vlp pretrain clip --out")),
             ):
                 line = refused(*args)
                 assert isinstance(line, str) and line.startswith("vlp: ") and "\n" not in line, (args, line)
                 assert all(word in line for word in words), (args, line)
         assert list(Path(folder).iterdir()) == []  # nothing, not even a folder
+
+
+@pytest.mark.nb("nbs/6_lab/33_cli.ipynb", "b74a2428")
+def test_run_fills_the_board_first(setup_e5b47357):
+    _, _, vlp = setup_e5b47357
+    from vlp_course import lab
+
+    with tempfile.TemporaryDirectory() as folder:
+        done = []
+        made = {
+            "row": "clip",
+            "seed": 0,
+            "budget": "quick",
+            "steps": 9,
+            "cpu_s": 1.0,
+            "params": 10,
+            "metrics": {"seen/r1": 0.5},
+            "config": {"title": "CLIP"},
+        }
+        with patch(
+            "vlp_course.course.fill_board",
+            lambda results, runs: (
+                done.append((results, runs)) or lab.save_json(lab.result_path(results, "scenes", made), made)
+            ),
+        ):
+            assert "CLIP" in vlp("leaderboard", "--run", "--results", folder, "--runs", "elsewhere")
+        assert done == [(Path(folder), Path("elsewhere"))]
 
 
 @pytest.mark.nb("nbs/6_lab/33_cli.ipynb", "a61c302e")

@@ -31,10 +31,12 @@ from .probe_tasks import CHOOSE, FIT, LEVELS, REPORT, ProbeTask
 STRENGTHS = (0.1, 1e-2, 1e-3, 1e-4)                                     # of the linear probe; the simplest first
 
 
-def linear_candidates(x: Float[Tensor, "items dim"], y: Int[Tensor, "items"], classes: int, seed: int) -> Iterator[nn.Module]:
-    """Logistic regressions of falling strength; the seed changes nothing."""
-    for strength in STRENGTHS:
-        yield linear_probe(x, y, classes, strength)
+def linear_candidates(x: Float[Tensor, "items dim"], y: Int[Tensor, "items"], classes: int, seed: int,
+                      only: int | None = None) -> Iterator[tuple[int, nn.Module]]:
+    """Logistic regressions of falling strength with their numbers, or only one of them; the seed changes nothing."""
+    for choice, strength in enumerate(STRENGTHS):
+        if only in (None, choice):
+            yield choice, linear_probe(x, y, classes, strength)
 
 
 class Standard(nn.Module):
@@ -50,20 +52,21 @@ class Standard(nn.Module):
         return (x - self.mean) / self.deviation
 
 
-def mlp_candidates(x: Float[Tensor, "items dim"], y: Int[Tensor, "items"], classes: int, seed: int, hidden: int = 64,
-                   epochs: int = 15, batch: int = 128, lr: float = 1e-2) -> Iterator[nn.Module]:
-    """A net of one hidden layer after each epoch (Salin et al. 2022 train one of 384 beside the linear probe)."""
+def mlp_candidates(x: Float[Tensor, "items dim"], y: Int[Tensor, "items"], classes: int, seed: int, only: int | None = None,
+                   hidden: int = 64, epochs: int = 15, batch: int = 128, lr: float = 1e-2) -> Iterator[tuple[int, nn.Module]]:
+    """A net of one hidden layer after each epoch, or only after one (Salin et al. 2022 train one of 384 beside the linear probe)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = nn.Sequential(Standard(x), nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes)).to(x.dtype)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01, fused=True)
-    for _ in range(epochs):
+    for choice in range(epochs if only is None else only + 1):
         for rows in torch.randperm(len(x), generator=generator).split(batch):
             optimiser.zero_grad()
             F.cross_entropy(net(x[rows]), y[rows]).backward()
             optimiser.step()
-        yield net
+        if only in (None, choice):
+            yield choice, net
 
 
 PROBES = {"linear": linear_candidates, "mlp": mlp_candidates}
@@ -85,10 +88,10 @@ def right(probe: nn.Module, x: Float[Tensor, "items dim"], y: Int[Tensor, "items
 
 
 def probe(features: Float[Tensor, "items dim"], labels: Int[np.ndarray, "items"], parts: Int[np.ndarray, "items"], classes: int,
-          kind: str = "linear", seed: int = 0, share: float | int = 0.8) -> Probed:
+          kind: str = "linear", seed: int = 0, only: int | None = None, share: float | int = 0.8) -> Probed:
     """Fits on a share of the FIT items, chooses by the CHOOSE items, reports on the others.
 
-    Raises ValueError for an unknown kind of probe, and if a part has no items."""
+    With `only`, a choice that was made before, nothing is left to choose. Raises ValueError for an unknown kind of probe, and if a part has no items."""
     if kind not in PROBES:
         raise ValueError(f"unknown kind of probe {kind!r}: choose one of {', '.join(PROBES)}")
     rows = {name: torch.from_numpy(np.flatnonzero(parts == p)) for name, p in (("FIT", FIT), ("CHOOSE", CHOOSE), ("REPORT", REPORT))}
@@ -96,7 +99,7 @@ def probe(features: Float[Tensor, "items dim"], labels: Int[np.ndarray, "items"]
         raise ValueError(f"no items in part {', '.join(empty)}: a probe is fitted, chosen and reported on items of its own")
     fitting = np.random.default_rng(seed).permutation(rows["FIT"])[:max(2, round(share * len(rows["FIT"])))]
     y, best = torch.as_tensor(labels), None
-    for choice, candidate in enumerate(PROBES[kind](features[fitting], y[fitting], classes, seed)):
+    for choice, candidate in PROBES[kind](features[fitting], y[fitting], classes, seed, only):
         chosen = float(right(candidate, features[rows["CHOOSE"]], y[rows["CHOOSE"]]).mean())
         if best is None or chosen > best[2]:
             best = copy.deepcopy(candidate), choice, chosen

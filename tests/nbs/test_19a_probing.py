@@ -116,6 +116,17 @@ def test_reported_items_never_choose(setup_2cd4e873):
         assert probe(x, y, parts, 2, kind, seed=3).chosen != before.chosen
 
 
+@pytest.mark.nb("nbs/4_pretraining/19a_probing.ipynb", "a5ba6650")
+def test_a_choice_made_before(setup_2cd4e873):
+    world = setup_2cd4e873
+    for kind in PROBES:
+        free = probe(*world(True), 2, kind, seed=1)
+        bound = probe(*world(True), 2, kind, seed=1, only=free.choice)
+        assert (free.choice, free.chosen) == (bound.choice, bound.chosen) and (free.hits == bound.hits).all()
+        assert all(p.equal(q) for p, q in zip(free.probe.parameters(), bound.probe.parameters()))
+        assert probe(*world(True), 2, kind, seed=1, only=2).choice == 2
+
+
 @pytest.mark.nb("nbs/4_pretraining/19a_probing.ipynb", "57745e1b")
 def test_seeds_draw_items_and_starts(setup_2cd4e873):
     world = setup_2cd4e873

@@ -100,7 +100,7 @@ COLUMNS = {"R@1": "seen/r1", "Twemoji": "twemoji/r1", "OpenMoji": "openmoji/r1",
            "binding": "foil/binding", "relation": "foil/relation", "group": "group/group", "pointing": "pointing", "captions": "caption/exact",
            "re-ranked": "rerank/r1", "questions": "vqa/mean", "statements": "entailment/all", "pairs": "nlvr/all"}
 
-TABLES = {f"{said}: a picture by its caption, a caption by its picture, among the best 1, 5, 10 of {GALLERY}":
+TABLES = {f"{said}: among the best 1, 5, 10 of {GALLERY}, pictures by caption and captions by picture":
           {f"{what} @{k}": f"{name}/{way}_r{k}" for what, way in (("pictures", "t2i"), ("captions", "i2t")) for k in (1, 5, 10)}
           for name, said in (("seen", "Seen style"), ("twemoji", "Twemoji"), ("openmoji", "OpenMoji"), ("nouns", "Nouns never trained"),
                              ("combinations", "New combinations"), ("templates", "New templates"))}

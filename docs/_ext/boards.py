@@ -53,14 +53,15 @@ def scenes_table(found: list[dict], columns) -> str:
 def scenes_board(found: list[dict]) -> str:
     """All columns in some tables, so that each fits on a page; the finer ones are folded."""
     from vlp_course import lab
-    sets = [name for name, key in lab.COLUMNS.items() if key.endswith("/r1")]
+    sets = [name for name, key in lab.COLUMNS.items() if key.endswith("/r1") and key != "rerank/r1"]
     tasks = [name for name, key in lab.COLUMNS.items() if key.split("/")[0] in ("vqa", "entailment", "nlvr")]
+    rest = [name for name, key in lab.COLUMNS.items() if name not in sets + tasks and key != "rerank/r1"]    # folded
     tried = [r for r in found if any(lab.COLUMNS[name] in r["metrics"] for name in tasks)]
     return "\n\n".join([
         "**Retrieval**: R@1 both ways, also in drawing styles, with nouns, combinations and templates never trained",
         scenes_table(found, ["row", "seeds", *sets]),
         "**Understanding**: the true caption against one that is wrong in one place, the group score, pointing",
-        scenes_table(found, ["row", *(name for name in lab.COLUMNS if name not in sets + tasks)]),
+        scenes_table(found, ["row", *rest]),
         *(["**After fine-tuning**: questions, true and false statements about one picture, and about two",
            scenes_table(tried, ["row", *tasks])] if tried else []),
         *finer_tables(found), "**Cost** of training, mean over seeds, on one thread", table(lab.costs(found))])

@@ -1123,6 +1123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vlp_course.needs.ahead': ('6_lab/needs.html#ahead', 'vlp_course/needs.py'),
                                   'vlp_course.needs.asking': ('6_lab/needs.html#asking', 'vlp_course/needs.py'),
                                   'vlp_course.needs.reached': ('6_lab/needs.html#reached', 'vlp_course/needs.py'),
+                                  'vlp_course.needs.results_of': ('6_lab/needs.html#results_of', 'vlp_course/needs.py'),
                                   'vlp_course.needs.scores_of': ('6_lab/needs.html#scores_of', 'vlp_course/needs.py'),
                                   'vlp_course.needs.target_table': ('6_lab/needs.html#target_table', 'vlp_course/needs.py'),
                                   'vlp_course.needs.thrift': ('6_lab/needs.html#thrift', 'vlp_course/needs.py')},

@@ -92,7 +92,7 @@ def written(model: nn.Module, scenes: SceneSet, count: int = GALLERY) -> tuple[l
 
 # %% ../nbs/6_lab/29c_showcase.ipynb #2aab02d7
 @torch.no_grad()
-def boxed(model: nn.Module, scenes: SceneSet, count: int = GALLERY, least: float = 0.5) -> tuple[list[list], dict[str, float]]:
+def boxed(model: nn.Module, scenes: SceneSet, count: int = GALLERY, least: float = 0.2) -> tuple[list[list], dict[str, float]]:
     """For each of PICTURES its sure boxes (x0, y0, x1, y1 in pixels, class, score), and AP50 over `count` pictures, also blind to classes."""
     found, objects = model.detect(encode_images(model, scenes, range(count))), scene_objects(SceneSet(scenes.split, count))
     blind = lambda rows: [r | {"labels": torch.zeros_like(r["labels"])} for r in rows]

@@ -129,17 +129,16 @@ def test_shares_and_hits():
 def test_a_unit(setup_a8cad7a2):
     few = setup_a8cad7a2
     with few():
-        result = run_unit("clip-untrained", 3, "full", Path("nowhere"), range(1), ("shade", "binding", "order"))
+        result = run_unit("clip-untrained", 3, "full", Path("nowhere"), range(1), ("shade", "binding"))
         rest = {
-            line: set(run_unit(line, 0, "full", Path("nowhere"), range(1), ("shade", "binding", "order"))["hits"])
+            line: set(run_unit(line, 0, "full", Path("nowhere"), range(1), ("shade", "binding"))["hits"])
             for line in ("trunk", "words")
         }
     assert (
-        rest == {"trunk": {"shade/image", "binding/image"}, "words": {"binding/text", "order/text"}}
-        and not Path("nowhere").exists()
+        rest == {"trunk": {"shade/image", "binding/image"}, "words": {"binding/text"}} and not Path("nowhere").exists()
     )
     assert (
-        set(result["hits"]) == {"shade/image", "binding/matched", "binding/mismatched", "order/text"}
+        set(result["hits"]) == {"shade/image", "binding/matched", "binding/mismatched"}
         and result["row"] == "clip-untrained"
     )
     for key, bits in result["hits"].items():

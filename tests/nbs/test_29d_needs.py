@@ -132,7 +132,7 @@ def test_the_sentences(setup_73845210):
     assert advise(WHERE, best, floor).words == "CLIP, the only row that was tried with three seeds"
     assert (
         advise(WHERE, runs("clip", (0.45, 0.50, 0.55)), floor).words
-        == "none of these: CLIP, the best, is not above chance"
+        == "none of these: CLIP, the best, is not above 50 %"
     )
     far = advise(WHERE, best + runs("linear", (0.70, 0.71, 0.72)), floor)
     assert (far.best, far.score, far.second, far.apart, far.words) == ("CLIP", "91.0 ± 2.5", "LINEAR", "yes", "CLIP")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from . import models
 from .data.pairs import SceneSet
-from .evaluate import GALLERY, SETS, encode_images, encode_texts, evaluate, test_set
+from .evaluate import GALLERY, SETS, encode_images, encode_texts, evaluate, feature_scenes, test_set
 from .nn.backbone import compute_features, native_bf16, scene_features
 from .checkpoints import TrainError, checkpoint_sha, latest_checkpoint, load_checkpoint
 from .train import Recipe, Run, fit
@@ -103,11 +103,13 @@ def build_model(builder: str, seed: int) -> nn.Module:
     return getattr(module, function)(seed=seed)
 
 
-def prepare(rows: tuple[Row, ...] | None = None, workers: int = 2) -> None:
-    """Computes the features that rows need and that are not cached yet, all in one pool of processes."""
+def prepare(rows: tuple[Row, ...] | None = None, workers: int = 2, sets=tuple(SETS), count: int | None = None) -> None:
+    """Computes the features that rows need and that are not cached yet, all in one pool of processes.
+
+    For a glance at a row, `sets` and `count` say which of its test sets and how many scenes of each are enough."""
     needed = {}
     for row in (row for row in rows or board_rows() if not row.pixels):
-        for scenes in (SceneSet("train", row.scenes), *(test_set(name, pixels=True) for name in row.sets)):
+        for scenes in (SceneSet("train", row.scenes), *(feature_scenes(name, row.pretrained, count) for name in row.sets if name in sets)):
             needed[scenes.split, scenes.style, len(scenes), row.pretrained] = scenes, row.pretrained
     compute_features(list(needed.values()), workers)
 
@@ -129,7 +131,7 @@ QUERIES = (0, 13, 24, 37, 48, 62)      # captions of the seen test set; their an
 @torch.no_grad()
 def found_pictures(model: nn.Module, queries=QUERIES, count: int = 5, pixels: bool = False, pretrained: bool = True) -> list[list[int]]:
     """For each query caption (an index of the seen test set) the best pictures of its gallery."""
-    scenes = test_set("seen", pixels, pretrained)
+    scenes = test_set("seen", pixels, pretrained, 2 * GALLERY)
     images = encode_images(model.eval(), scenes, np.arange(min(GALLERY, len(scenes))))
     texts = encode_texts(model, [scenes.captions[q] for q in queries])
     return model.similarity(images, texts).T.topk(count).indices.tolist()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import nn
 from torchmetrics.retrieval import RetrievalHitRate
 from torchmetrics.retrieval import RetrievalMRR
+from types import SimpleNamespace
 from unittest.mock import patch
 from vlp_course.data.grammar import words_of
 from vlp_course.data.pairs import Pairs
@@ -33,6 +34,7 @@ from vlp_course.evaluate import (
     grad_cam,
     matches,
     noun_phrase,
+    pairwise,
     part,
     points_into,
     recall,
@@ -114,7 +116,7 @@ def setup_5a445485():
         module, first = sys.modules[inspect.unwrap(gallery_scores).__module__], board_texts
         with patch.dict(SETS, {n: (*SETS[n][:2], scenes) for n in SETS}), patch.object(module, "GALLERY", gallery):
             first.cache_clear()
-            with patch.object(module, "board_texts", lambda: first(scenes)):
+            with patch.object(module, "board_texts", lambda count=None: first(min(count or scenes, scenes))):
                 yield
         first.cache_clear()
 
@@ -493,6 +495,53 @@ def test_evaluate_names_every_metric(setup_5a445485):
         "pointing",
     }
     assert slots and all(0 <= v <= 1 for v in found.values())
+
+
+@pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "427bec20")
+def test_a_glance_is_the_board_of_the_first_scenes(setup_5a445485):
+    small_board = setup_5a445485
+    model = build()
+    with small_board(12, 6):
+        whole = evaluate(model, sets=("seen", "nouns"))
+    with small_board(24, 6):
+        assert evaluate(model, sets=("seen", "nouns"), count=12) == whole != evaluate(model, sets=("seen", "nouns"))
+
+    class Writer(type(model)):
+        """Needs a pass for each pair."""
+
+        match = lambda self, image, text: self.similarity(image, text).diagonal()
+
+    model.__class__ = Writer
+    with small_board(12, 6):
+        glance, careful = evaluate(model, sets=("seen",), count=12), evaluate(model, sets=("seen",))
+        assert pairwise(model) and set(careful) - set(glance) == {k for k in careful if k.startswith("seen/")}
+        assert all(careful[k] == v for k, v in glance.items())
+        model.pairwise = False
+        assert not pairwise(model) and evaluate(model, sets=("seen",), count=12) == careful
+        del model.pairwise
+        model.rerank = 2  # cosines choose: galleries are cheap again
+        glance, careful = evaluate(model, sets=("seen",), count=12), evaluate(model, sets=("seen",))
+        assert not pairwise(model) and {k.split("/")[0] for k in set(careful) - set(glance)} == {"rerank"}
+
+
+@pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "363f44bd")
+def test_a_part_of_a_cached_set_is_not_computed_again(setup_5a445485):
+    small_board = setup_5a445485
+    whole, computed = SceneSet("test", 12), []
+    features = lambda scenes, pretrained: (
+        computed.append(len(scenes)) or np.arange(2 * len(scenes)).reshape(len(scenes), 2)
+    )
+    for exists, wanted in ((True, 12), (False, 6)):
+        file = lambda scenes, pretrained: SimpleNamespace(exists=lambda: exists)
+        with (
+            small_board(12, 6),
+            patch.multiple(inspect.unwrap(test_set).__module__, feature_file=file, scene_features=features),
+        ):
+            scenes = test_set("seen", count=6)
+        assert len(scenes) == len(scenes.features) == 6 and computed.pop() == wanted and not computed
+        assert scenes.captions == whole.captions[:6]
+    with small_board(12, 6):
+        assert len(test_set("seen", pixels=True, count=99)) == 12  # never more than there are
 
 
 @pytest.mark.nb("nbs/3_fusion/10d_evaluation.ipynb", "f938af80")

@@ -3,6 +3,7 @@
 import json
 import numpy as np
 import pytest
+import sys
 import tempfile
 import torch
 from inspect import unwrap
@@ -14,6 +15,7 @@ from vlp_course.checkpoints import checkpoint_sha
 from vlp_course.data.pairs import SceneSet
 from vlp_course.data.pairs import Tokenized
 from vlp_course.evaluate import SETS
+from vlp_course.evaluate import feature_scenes
 from vlp_course.nn.encoders import Tokens
 from vlp_course.rows import (
     ROWS,
@@ -73,6 +75,20 @@ def test_prepared_once_for_all_rows():
         ("train", 6000),
         ("test", SETS["seen"][2]),
     }
+    asked.clear()
+    nothing_cached = patch.object(
+        sys.modules[unwrap(feature_scenes).__module__], "feature_file", lambda *a: Path("nosuch")
+    )
+    with (
+        patch.multiple(unwrap(prepare).__module__, compute_features=lambda sets, workers: asked.extend(sets)),
+        nothing_cached,
+    ):
+        prepare((row_of("clip"), row_of("lm")), sets=("seen", "nouns"), count=1002)
+    assert [(s.split, s.style, len(s)) for s, _ in asked] == [
+        ("train", "noto", TRAIN),
+        ("test", "noto", 1002),
+        ("nouns", "noto", 1002),
+    ]
 
 
 @pytest.mark.nb("nbs/6_lab/29a_rows.ipynb", "df88a127")

@@ -26,7 +26,21 @@ from vlp_course.models.clip import CLIP
 from vlp_course.models.controls import BagOfWords
 from vlp_course.models.controls import PixelEncoder
 from vlp_course.nn.encoders import Tokens
-from vlp_course.course import BOARD, NOTE, TUNED, beside, fill_board, live_rows, page_of, picture_tag, run, train_rows
+from vlp_course.course import (
+    BOARD,
+    GLANCE,
+    NOTE,
+    SHOWN,
+    TUNED,
+    beside,
+    fill_board,
+    glance,
+    live_rows,
+    page_of,
+    picture_tag,
+    run,
+    train_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +57,15 @@ def setup_8dd9b54f():
             "samples": [[0, 1, 2, 3, 4]] * 6,
         }
 
-    def pretended(name, budget, seed, out, progress, watch):
+    def pretended(name, budget, seed, out, progress, watch, score=True):
         """Stands in for lab.run_row: ticks once a step, trains nothing."""
         for _ in range(lab.row_of(name).quick):
             watch()
-        return made_up(name, seed) | {"out": out, "budget": budget}
+        return made_up(name, seed) | {"out": out, "budget": budget} | ({} if score else {"metrics": {}, "samples": []})
+
+    def glanced(name, out):
+        """Stands in for glance."""
+        return {"metrics": {"seen/r1": len(name) / 100}, "samples": [[len(str(out))]]}
 
     class Threads(ThreadPoolExecutor):
         """Threads where train_rows asks for processes."""
@@ -55,7 +73,7 @@ def setup_8dd9b54f():
         def __init__(self, workers, context, start, args):
             super().__init__(workers, initializer=start, initargs=args)
 
-    return Threads, made_up, pretended
+    return Threads, glanced, made_up, pretended
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +143,7 @@ def setup_2b56c917():
 
 @pytest.fixture(scope="module")
 def setup_e7ea0f21(setup_8dd9b54f):
-    _, made_up, _ = setup_8dd9b54f
+    _, _, made_up, _ = setup_8dd9b54f
 
     def job_without_work(folder, failing=None):
         """Runs the job with stand-ins for data, training and models; returns what it printed and in which order it worked."""
@@ -155,25 +173,26 @@ def setup_e7ea0f21(setup_8dd9b54f):
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "5df4d592")
 def test_side_by_side_equals_one_by_one(setup_8dd9b54f):
-    Threads, _, pretended = setup_8dd9b54f
+    Threads, glanced, _, pretended = setup_8dd9b54f
     bars = []
     loud = lambda bar=tqdm, **keys: bars.append(bar(**keys, disable=False, file=io.StringIO())) or bars[-1]
     context = lambda kind: SimpleNamespace(Queue=queue.Queue)
     with (
-        patch.multiple(unwrap(train_rows).__module__, ProcessPoolExecutor=Threads, get_context=context, tqdm=loud),
+        patch.multiple(
+            unwrap(train_rows).__module__, ProcessPoolExecutor=Threads, get_context=context, tqdm=loud, glance=glanced
+        ),
         patch("vlp_course.lab.run_row", pretended),
     ):
         results = train_rows(7, Path("runs"))
-    slow = [
-        pretended(row.name, "quick", 7, Path("runs") / f"{row.name}-s7", False, lambda: None) for row in live_rows()
-    ]
+    folders = {row.name: Path("runs") / f"{row.name}-s7" for row in live_rows()}
+    slow = [pretended(name, "quick", 7, out, False, lambda: None) | glanced(name, out) for name, out in folders.items()]
     assert results == slow  # all rows, in the order of the board
     assert bars[0].n == bars[0].total == sum(row.quick for row in live_rows())  # every step counted once
 
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "4b1fc3f7")
 def test_only_what_is_missing_is_recorded(setup_8dd9b54f):
-    _, made_up, _ = setup_8dd9b54f
+    _, _, made_up, _ = setup_8dd9b54f
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
         for name, seed in (("linear", 0), ("clip", 1)):
@@ -200,22 +219,39 @@ def test_only_what_is_missing_is_recorded(setup_8dd9b54f):
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "bf051485")
 def test_a_worker_keeps_its_result(setup_8dd9b54f):
-    _, _, pretended = setup_8dd9b54f
+    _, glanced, _, pretended = setup_8dd9b54f
     with (
         tempfile.TemporaryDirectory() as folder,
         patch("vlp_course.lab.run_row", pretended),
         patch.object(unwrap(train_rows).__globals__["_start"], "queue", queue.Queue(), create=True),
+        patch.multiple(unwrap(train_rows).__module__, glance=glanced),
     ):
         kept, unkept = (
             unwrap(train_rows).__globals__["_work"](("linear", 3, None, out)) for out in (Path(folder), None)
         )
-        assert kept == unkept and json.loads((Path(folder) / "scenes/linear-quick-s3.json").read_text())["seed"] == 3
+        assert kept["metrics"].keys() == set(BOARD.values()) and unkept == kept | glanced("linear", None)
+        assert json.loads((Path(folder) / "scenes/linear-quick-s3.json").read_text())["seed"] == 3
         assert len(list(Path(folder).rglob("*.json"))) == 1
+
+
+@pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "c593de6c")
+def test_a_glance_scores_what_the_table_shows():
+    asked = []
+    stand_ins = dict(evaluate=lambda model, *keys: asked.append(keys) or {"seen/r1": 0.5})
+    with (
+        patch.multiple(unwrap(glance).__module__, **stand_ins),
+        patch("vlp_course.lab.load_row", lambda name, out: (name, out)),
+        patch("vlp_course.lab.found_pictures", lambda model, pixels, pretrained: [model, pixels, pretrained]),
+    ):
+        found = [glance(name, Path("there")) for name in ("clip-from-scratch", "lm")]
+    assert SHOWN == ("seen", "twemoji", "openmoji", "nouns") and GLANCE == 1002
+    assert asked == [(True, True, list(SHOWN), GLANCE), (False, True, ["seen"], GLANCE)]
+    assert found[1] == {"metrics": {"seen/r1": 0.5}, "samples": [("lm", Path("there")), False, True]}
 
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "b9de6a39")
 def test_a_row_that_fails_stops_the_job(setup_8dd9b54f):
-    Threads, _, _ = setup_8dd9b54f
+    Threads, _, _, _ = setup_8dd9b54f
 
     def broken(*args, **keys):
         raise RuntimeError("step 3: losses are not finite")
@@ -231,7 +267,7 @@ def test_a_row_that_fails_stops_the_job(setup_8dd9b54f):
 
 @pytest.mark.nb("nbs/6_lab/29b_course.ipynb", "c9ba7286")
 def test_live_beside_recorded(setup_8dd9b54f):
-    _, made_up, _ = setup_8dd9b54f
+    _, _, made_up, _ = setup_8dd9b54f
     live = [made_up(row.name, value=0.5, without=["pointing"] if row.pixels else ()) for row in live_rows()]
     recorded = [made_up("clip", seed, value) for seed, value in enumerate((0.90, 0.92, 0.94))]
     recorded[0]["metrics"] |= {"vqa/mean": 0.7, "nlvr/all": 0.5}
@@ -246,8 +282,14 @@ def test_live_beside_recorded(setup_8dd9b54f):
     )  # fine-tuned: recorded alone
     recorded_only = next(line for line in lines if line[0] == lab.row_of("clip-untrained-trunk").title)
     assert recorded_only[1:3] == ["-", "(-)"]  # not live, and nothing recorded here
+    del live[0]["metrics"]["seen/r1"]  # a live row whose galleries would take too long
+    with patch("vlp_course.lab.chance", lambda: floor):
+        assert next(line for line in beside(live, recorded) if line[0] == lab.row_of("clip").title)[1:3] == [
+            "61",
+            "(92.0 ± 5.0)",
+        ]
     pixels = next(line for line in lines if line[0] == lab.row_of("clip-from-scratch").title)
-    assert pixels[header.index("pointing")] == "- (-)"  # no backbone, no pointing, nothing recorded
+    assert pixels[header.index("pointing")] == "(-)"  # no backbone, no pointing, nothing recorded
     assert lines[-1] == ["Chance", "0", *["25.0"] * len(BOARD | TUNED)] and all(
         len(line) == len(header) for line in lines
     )

@@ -173,7 +173,7 @@ class ALBEF(nn.Module):
             queue.copy_(torch.cat([new.to(queue.dtype), queue])[:len(queue)])
 
 # %% ../../nbs/3_fusion/13_albef.ipynb #b43931e3
-ROW = dict(title="ALBEF", quick=260, lr=3e-3, families=0.3, sets=("seen",), live=False)
+ROW = dict(title="ALBEF", quick=260, lr=3e-3, families=0.3, sets=("seen",))
 
 
 def build(size: str = "small", seed: int = 0, config: Config = Config()) -> ALBEF:

@@ -207,4 +207,4 @@ def build_separate(seed: int = 0) -> Separate:
     return build(seed=seed, kind=Separate)
 
 
-ROW = {"title": "BLIP", "quick": 420, "lr": 2e-3, "families": 0.3, "sets": ("seen",), "live": False}
+ROW = {"title": "BLIP", "quick": 420, "lr": 2e-3, "families": 0.3, "sets": ("seen",)}

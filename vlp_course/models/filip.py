@@ -40,6 +40,7 @@ class FILIP(CLIP):
     """CLIP's towers, compared token by token and both ways (Yao et al. 2022, section 3.1). `.tokens` are unit vectors of
     the joint space, `.pooled` is their mean, which no loss looks at."""
     context = 24                       # tokens a side has at most, for exchange between processes
+    pairwise = False                   # a gallery is one product of all tokens, no pass for each pair
 
     def __init__(self, *args, config: Config = Config(), **kwargs):
         super().__init__(*args, **kwargs)
@@ -102,7 +103,7 @@ def word_maps(image: Tokens, text: Tokens) -> Float[Tensor, "batch words patches
     return text.tokens @ image.tokens.transpose(1, 2)
 
 
-ROW = {"title": "FILIP", "quick": 600, "lr": 3e-3, "families": 0.3, "sets": ("seen",), "live": False}
+ROW = {"title": "FILIP", "quick": 600, "lr": 3e-3, "families": 0.3, "sets": ("seen",)}
 
 
 def build(size: str = "small", seed: int = 0, config: Config = Config()) -> FILIP:

@@ -28,7 +28,7 @@ from .models.captioning import Captioner
 from .nn.attention import causal_mask
 from .nn.backbone import native_bf16, scene_features
 from .nn.encoders import Out, Tokens, word_vectors
-from .rows import TRAIN, build_model, load_row, row_of, run_row, versions
+from .rows import TRAIN, build_model, is_finished, load_row, row_of, run_folder, run_row, versions
 from .train import Recipe, Run, fit
 
 # %% ../nbs/3_fusion/10e_downstream.ipynb #c1e8777d
@@ -181,10 +181,10 @@ def row_and_control(name: str) -> tuple[str, str]:
 def pretrained(name: str, seed: int, runs: Path) -> tuple[nn.Module, dict]:
     """A line's model before fine-tuning, and what that cost: from `runs/<row>-s<seed>` if that run is finished, else trained there."""
     name, control = row_and_control(name)
-    row, folder = row_of(name), Path(runs, f"{name}-s{seed}")
+    row, folder = row_of(name), run_folder(runs, name, "quick", seed)
     if control == "untrained":
         return build_model(row.builder, seed), {"steps": 0, "cpu_s": 0.0}
-    if (newest := latest_checkpoint(folder)) is None or newest.name != f"step-{row.quick:08d}":
+    if not is_finished(row, "quick", folder):
         run_row(name, seed=seed, out=folder, score=False)
     run = json.loads((latest_checkpoint(folder) / "state.json").read_text())["run"]
     return load_row(name, folder), {key: run[key] for key in ("steps", "cpu_s")}

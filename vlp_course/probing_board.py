@@ -24,7 +24,7 @@ from .evaluate import test_set
 from .lab import result_path, save_json
 from .probe_tasks import COUNT, LEVELS, REPORT, ProbeTask, cuts, probe_task, word_counts
 from .probing import PROBES, picture_vectors, probe, reader_of, represent, scene_tokens, trunk_vectors
-from .rows import build_model, load_row, row_of, run_row, versions
+from .rows import build_model, is_finished, load_row, row_of, run_folder, run_row, versions
 
 # %% ../nbs/4_pretraining/19c_probing_board.ipynb #2a1667a6
 STAGES = ("vqa", "nlvr")                             # tasks that a line may have been fine-tuned on, before it is probed
@@ -47,10 +47,10 @@ def staged(line: str, seed: int, budget: str, runs: Path) -> tuple[nn.Module, di
 
     Full models are read from `runs/<row>-full-s<seed>`, quick ones from `runs/<row>-s<seed>`."""
     name, stage = line_of(line)
-    row, folder = row_of(name), Path(runs, f"{name}-full-s{seed}" if budget == "full" else f"{name}-s{seed}")
+    row, folder = row_of(name), run_folder(runs, name, budget, seed)
     if stage == "untrained":
         return reader_of(build_model(row.builder, seed)), {"steps": 0, "cpu_s": 0.0}
-    if (newest := latest_checkpoint(folder)) is None or newest.name != f"step-{row.steps(budget):08d}":
+    if not is_finished(row, budget, folder):
         run_row(name, budget, seed, out=folder, score=False)
     cost = json.loads((latest_checkpoint(folder) / "state.json").read_text())["run"]
     model, cost = reader_of(load_row(name, folder)), {key: cost[key] for key in ("steps", "cpu_s")}

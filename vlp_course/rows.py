@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'ROWS', 'QUERIES', 'Row', 'row_of', 'board_rows', 'build_model', 'prepare', 'train_set', 'found_pictures',
-           'versions', 'run_row', 'load_row']
+           'versions', 'run_row', 'run_folder', 'is_finished', 'load_row']
 
 # %% ../nbs/6_lab/29a_rows.ipynb #53b6cc40
 import importlib, importlib.util, pkgutil, platform
@@ -169,6 +169,17 @@ def run_row(name: str, budget: str = "quick", seed: int = 0, out: Path | None = 
             "samples": found_pictures(model, pixels=row.pixels, pretrained=row.pretrained) if score else [],
             "curves": {k: v[::10] for k, v in run.losses.items()}, "versions": versions(),
             "data_sha": data.digest(), "checkpoint_sha": checkpoint_sha(model)}
+
+
+def run_folder(runs: Path, name: str, budget: str, seed: int) -> Path:
+    """Where a row's run lies: `runs/<row>-s<seed>` for the quick budget, `runs/<row>-full-s<seed>` for the full one."""
+    return Path(runs, f"{name}-s{seed}" if budget == "quick" else f"{name}-{budget}-s{seed}")
+
+
+def is_finished(row: Row, budget: str, folder: Path) -> bool:
+    """Whether the newest checkpoint of a folder is the last of this budget."""
+    newest = latest_checkpoint(folder)
+    return newest is not None and newest.name == f"step-{row.steps(budget):08d}"
 
 
 def load_row(name: str, folder: Path) -> nn.Module:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .caption_scores import caption_scores, cider, parse, truths_of
-from .checkpoints import TrainError, checkpoint_sha, latest_checkpoint
+from .checkpoints import TrainError, checkpoint_sha
 from .data.grammar import Spec
 from .data.objects import CLASSES, box_precision, corners, scene_objects
 from .data.pairs import SceneSet
@@ -26,7 +26,7 @@ from .downstream import STEPS, TaskSet, finetune
 from .evaluate import GALLERY, board_texts, encode_images, encode_texts, grad_cam, part, points_into, test_set
 from .filip_board import phrase_maps
 from .lab import result_path, save_json
-from .rows import QUERIES, Row, board_rows, found_pictures, load_row, row_of, versions
+from .rows import QUERIES, Row, board_rows, found_pictures, is_finished, load_row, row_of, run_folder, versions
 
 # %% ../nbs/6_lab/29c_showcase.ipynb #b5f2d41d
 PICTURES = (13, 24, 48, 62, 19, 9)       # of the seen test set: two things four times, a place, a count
@@ -133,12 +133,9 @@ def show_row(row: Row, model: nn.Module) -> dict:
 
 
 def folder_of(row: Row, budget: str, seed: int, runs: Path) -> Path:
-    """runs/<row>-s<seed> for the quick budget, runs/<row>-full-s<seed> for the full one.
-
-    Raises TrainError, with the command that helps, if there is no finished run."""
-    folder = Path(runs, f"{row.name}-s{seed}" if budget == "quick" else f"{row.name}-{budget}-s{seed}")
-    newest = latest_checkpoint(folder) if folder.exists() else None
-    if newest is None or newest.name != f"step-{row.steps(budget):08d}":
+    """The folder of a finished run. Raises TrainError, with the command that helps, if there is none."""
+    folder = run_folder(runs, row.name, budget, seed)
+    if not is_finished(row, budget, folder):
         raise TrainError(f"no finished run of {row.name} in {folder}: `vlp pretrain {row.name} --budget {budget} --seed {seed} --out {folder}` makes it")
     return folder
 

@@ -24,9 +24,11 @@ from vlp_course.rows import (
     board_rows,
     build_model,
     found_pictures,
+    is_finished,
     load_row,
     prepare,
     row_of,
+    run_folder,
     run_row,
     train_set,
     versions,
@@ -186,6 +188,19 @@ def test_no_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         with pytest.raises(TrainError, match="holds no checkpoint: train one with `vlp pretrain linear --out"):
             load_row("linear", Path(folder))
+
+
+@pytest.mark.nb("nbs/6_lab/29a_rows.ipynb", "87283813")
+def test_where_runs_lie():
+    row = row_of("linear")
+    for budget, name in (("quick", "linear-s3"), ("full", "linear-full-s3")):
+        assert run_folder(Path("runs"), "linear", budget, 3) == Path("runs", name)
+        for steps, finished in ((row.steps(budget), True), (7, False)):
+            with patch.multiple(
+                unwrap(is_finished).__module__, latest_checkpoint=lambda folder: Path(folder, f"step-{steps:08d}")
+            ):
+                assert is_finished(row, budget, Path("anywhere")) is finished
+    assert not is_finished(row, "quick", Path("nosuch"))
 
 
 @pytest.mark.nb("nbs/6_lab/29a_rows.ipynb", "69a3f8dd")

@@ -1,17 +1,22 @@
 """Generated from nbs/4_pretraining/19c_probing_board.ipynb by tools/make_tests.py: edit the notebook, not this file."""
 
+import json
 import numpy as np
 import pytest
 import torch
 from pathlib import Path
+from torch import nn
 from vlp_course.downstream import STEPS as DRILL
+from vlp_course.evaluate import retrieval
 from vlp_course.probe_tasks import REPORT
 from vlp_course.probe_tasks import probe_task
 from vlp_course.rows import row_of
 from vlp_course.probing_board import (
     LINES,
     RATE,
+    TRANSFER,
     examine,
+    first_hits,
     interval,
     line_of,
     main,
@@ -19,6 +24,8 @@ from vlp_course.probing_board import (
     run_unit,
     staged,
     task_of,
+    transfer_unit,
+    transferred,
     word_of,
 )
 
@@ -43,7 +50,7 @@ def setup_a8cad7a2(setup_870fce9e):
         scenes = SceneSet("test", count, features=scene_features(SceneSet("test", 6012))[:count])
         return mock.patch.multiple(HERE, task_of=lambda name: probe_task(name, count), test_set=lambda name: scenes)
 
-    return few
+    return SceneSet, few
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +134,7 @@ def test_shares_and_hits():
 
 @pytest.mark.nb("nbs/4_pretraining/19c_probing_board.ipynb", "4d98097d")
 def test_a_unit(setup_a8cad7a2):
-    few = setup_a8cad7a2
+    _, few = setup_a8cad7a2
     with few():
         result = run_unit("clip-untrained", 3, "full", Path("nowhere"), range(1), ("shade", "binding"))
         rest = {
@@ -147,6 +154,60 @@ def test_a_unit(setup_a8cad7a2):
         assert len(bits) == (probe_task(name, 324).parts == REPORT).sum()
 
 
+@pytest.mark.nb("nbs/4_pretraining/19c_probing_board.ipynb", "7dc54215")
+def test_first_hits_are_recall_at_one():
+    draw = torch.Generator().manual_seed(4)
+    similarity = (4 * torch.rand(9, 9, generator=draw)).round()  # with ties
+    captions = list("abcdabcee")
+    hits, want = first_hits(similarity, captions), retrieval(similarity, captions)
+    assert {way: h.count("1") / 9 for way, h in hits.items()} == pytest.approx(
+        {way: want[f"{way}_r1"] for way in ("t2i", "i2t")}
+    )
+    assert first_hits(torch.eye(9), list("abcdefghi")) == {"t2i": "1" * 9, "i2t": "1" * 9} and "1" not in "".join(
+        first_hits(torch.zeros(9, 9), list("abcdefghi")).values()
+    )
+    assert first_hits(torch.tensor([[0.0, 1.0], [0.5, 0.8]]), ["a", "b"]) == {
+        "t2i": "00",
+        "i2t": "01",
+    }  # not the same thing
+
+
+@pytest.mark.nb("nbs/4_pretraining/19c_probing_board.ipynb", "df40c18a")
+def test_a_transfer_unit(setup_870fce9e, setup_a8cad7a2):
+    HERE, mock, _ = setup_870fce9e
+    SceneSet, _ = setup_a8cad7a2
+
+    class Knower(nn.Module):
+        """Knows every picture's caption but the last."""
+
+        encode_image = lambda self, batch: batch.caption
+        similarity = lambda self, images, texts: torch.tensor(
+            [[float(i == t and i != texts[-1]) for t in texts] for i in images]
+        )
+
+    scenes = SceneSet("test", 12)
+    names = dict(
+        trained=lambda *a: (Knower(), {"steps": 5}),
+        test_set=lambda name: scenes,
+        GALLERY=9,
+        encode_images=lambda model, scenes, indices: [scenes.captions[i] for i in indices],
+        encode_texts=lambda model, texts: texts,
+    )
+    with mock.patch.multiple(HERE, **names):
+        unit = transfer_unit("lm", 2, "full", Path("there"))
+    assert (
+        unit["row"] == "lm"
+        and unit["steps"] == 5
+        and set(unit["hits"]) == {f"{name}/{way}" for name in TRANSFER for way in ("t2i", "i2t")}
+    )
+    assert all(r == pytest.approx(8 / 9) for r in unit["metrics"].values()) and set(unit["metrics"]) == {
+        "twemoji/r1",
+        "openmoji/r1",
+        "nouns/r1",
+    }
+    json.dumps(unit["metrics"])
+
+
 @pytest.mark.nb("nbs/4_pretraining/19c_probing_board.ipynb", "9bc18a8c")
 def test_records_once(setup_870fce9e):
     HERE, mock, tempfile = setup_870fce9e
@@ -164,6 +225,9 @@ def test_records_once(setup_870fce9e):
             "clip-full-s3.json",
             "lm-vqa-full-s2.json",
         ]
+        with mock.patch(f"{HERE}.transfer_unit", unit):
+            main(["--transfer", "--rows", "lm", "--seeds", "1", "--results", folder])
+        assert [p.name for p in Path(folder, "transfer").iterdir()] == ["lm-full-s1.json"]
 
 
 @pytest.mark.nb("nbs/4_pretraining/19c_probing_board.ipynb", "7f96fcfe")
@@ -182,6 +246,31 @@ def test_gaps_by_a_slow_twin(setup_0b5785d6):
     assert resampled(runs, ("size",), {"matched": 1}, 50) - resampled(
         runs, ("size",), {"mismatched": 1}, 50
     ) == pytest.approx(resampled(runs, ("size",), draws=50))
+
+
+@pytest.mark.nb("nbs/4_pretraining/19c_probing_board.ipynb", "2474711c")
+def test_transfer_by_hand():
+    rng = np.random.default_rng(3)
+    runs = [
+        {
+            "hits": {
+                f"{name}/{way}": "".join("01"[int(x < p)] for x in rng.random(501))
+                for name, p in zip(TRANSFER, (0.9, 0.8, 0.3))
+                for way in ("t2i", "i2t")
+            }
+        }
+        for _ in range(2)
+    ]
+    points = transferred(runs, draws=400)
+    assert points.shape == (401, 3)
+    for column, name in enumerate(TRANSFER):
+        assert points[0, column] == pytest.approx(
+            100
+            * np.mean([h.count("1") / 501 for run in runs for key, h in run["hits"].items() if key.startswith(name)])
+        )
+        mean, low, high = interval(points[:, column])
+        assert low < mean < high < low + 12
+    assert (transferred(runs, 50) == transferred(runs, 50)).all()  # the same draws each time: two rows can be compared
 
 
 @pytest.mark.nb("nbs/4_pretraining/19c_probing_board.ipynb", "3038c1d5")

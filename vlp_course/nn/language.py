@@ -27,10 +27,14 @@ class MLMHead(nn.Module):
         super().__init__()
         self.dense, self.norm, self.bias = nn.Linear(dim, dim), nn.LayerNorm(dim, eps), nn.Parameter(torch.zeros(words))
 
+    def transform(self, states: Float[Tensor, "*items dim"]) -> Float[Tensor, "*items dim"]:
+        """The vectors that are compared with the table."""
+        return self.norm(F.gelu(self.dense(states)))
+
     def forward(self, states: Float[Tensor, "*items dim"], table: Float[Tensor, "vocab dim"], words: Tensor | None = None) -> Float[Tensor, "*items words"]:
         """Scores (logits) of all words, or of those whose numbers are given."""
         bias = self.bias if words is None else self.bias[words]
-        return F.linear(self.norm(F.gelu(self.dense(states))), table if words is None else table[words], bias)
+        return F.linear(self.transform(states), table if words is None else table[words], bias)
 
 # %% ../../nbs/5_prompting/20b_language_models.ipynb #f88914be
 class LanguageModel(nn.Module):

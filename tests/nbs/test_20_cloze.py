@@ -15,6 +15,7 @@ from vlp_course.prompts.cloze import (
     Answers,
     HOW,
     Template,
+    Verbalizer,
     ask,
     calibrate,
     class_scores,
@@ -324,3 +325,77 @@ def test_a_pattern_learns(setup_28c6b7cc):
         loss.backward(), optimiser.step(), losses.append(loss.item())
     assert losses[-1] < 0.3 < losses[0] or losses[-1] < 0.1 * losses[0]
     assert ask(model.eval(), template, ["fine tale"], v).logits.diff().item() > 0  # a text that was not there
+
+
+@pytest.mark.nb("nbs/5_prompting/20_cloze.ipynb", "d6ddaf21")
+def test_shorten():
+    def shorten(a, b, room):
+        while a + b > room:
+            a, b = (a - 1, b) if a > b else (a, b - 1)
+        return a, b
+
+    assert shorten(30, 4, 20) == (16, 4) and shorten(4, 30, 20) == (4, 16) and shorten(5, 6, 20) == (5, 6)
+    assert shorten(30, 31, 20) == (10, 10) and shorten(3, 3, 5) == (3, 2)
+
+
+@pytest.mark.nb("nbs/5_prompting/20_cloze.ipynb", "d6ddaf21")
+def test_shorten_starter_fails():
+    def shorten(a, b, room):
+        return min(a, room), max(0, room - a)
+
+    with pytest.raises(Exception):
+        assert shorten(30, 4, 20) == (16, 4) and shorten(4, 30, 20) == (4, 16) and shorten(5, 6, 20) == (5, 6)
+        assert shorten(30, 31, 20) == (10, 10) and shorten(3, 3, 5) == (3, 2)
+
+
+@pytest.mark.nb("nbs/5_prompting/20_cloze.ipynb", "91b34795")
+def test_fitted_shift():
+    def fitted_shift(margin, labels):
+        ordered = margin.sort().values
+        cuts = torch.cat([ordered[:1] - 1, (ordered[1:] + ordered[:-1]) / 2, ordered[-1:] + 1])
+        hits = ((margin[None] > cuts[:, None]).long() == labels).sum(1)
+        return cuts[hits.argmax()]
+
+    margin, labels = torch.tensor([0.2, 5.0, 0.9, 1.5, 1.1]), torch.tensor([0, 1, 0, 1, 1])
+    shift = fitted_shift(margin, labels)
+    assert 0.9 < shift < 1.1 and ((margin > shift).long() == labels).all()
+    assert ((margin > fitted_shift(margin, torch.ones(5, dtype=torch.long))) == 1).all()
+
+
+@pytest.mark.nb("nbs/5_prompting/20_cloze.ipynb", "91b34795")
+def test_fitted_shift_starter_fails():
+    def fitted_shift(margin, labels):
+        return margin.mean()
+
+    with pytest.raises(Exception):
+        margin, labels = torch.tensor([0.2, 5.0, 0.9, 1.5, 1.1]), torch.tensor([0, 1, 0, 1, 1])
+        shift = fitted_shift(margin, labels)
+        assert 0.9 < shift < 1.1 and ((margin > shift).long() == labels).all()
+        assert ((margin > fitted_shift(margin, torch.ones(5, dtype=torch.long))) == 1).all()
+
+
+@pytest.mark.nb("nbs/5_prompting/20_cloze.ipynb", "53e0068b")
+def test_per_token():
+    def per_token(answers, words):
+        return answers._replace(logits=answers.logits / torch.tensor([len(t) for t in words.tokens]))
+
+    words = Verbalizer(["a", "b c d"], [[5], [6, 7, 8]], torch.tensor([0, 1]))
+    answers = Answers(torch.tensor([[-4.0, -6.0]]), torch.zeros(1))
+    assert (
+        class_scores(answers, words.classes).argmax() == 0
+        and class_scores(per_token(answers, words), words.classes).argmax() == 1
+    )
+
+
+@pytest.mark.nb("nbs/5_prompting/20_cloze.ipynb", "53e0068b")
+def test_per_token_starter_fails():
+    def per_token(answers, words):
+        return answers
+
+    with pytest.raises(Exception):
+        words = Verbalizer(["a", "b c d"], [[5], [6, 7, 8]], torch.tensor([0, 1]))
+        answers = Answers(torch.tensor([[-4.0, -6.0]]), torch.zeros(1))
+        assert (
+            class_scores(answers, words.classes).argmax() == 0
+            and class_scores(per_token(answers, words), words.classes).argmax() == 1
+        )

@@ -1,5 +1,6 @@
 """Generated from nbs/5_prompting/20a_snippets.ipynb by tools/make_tests.py: edit the notebook, not this file."""
 
+import numpy as np
 import pytest
 import torch
 from vlp_course.data.snippets import (
@@ -123,3 +124,42 @@ def test_few_labels_are_balanced_and_nested():
         few_shot(402, 0, "dev")
     with pytest.raises(ValueError, match="unknown part 'test set'"):
         few_shot(4, 0, "test set")
+
+
+@pytest.mark.nb("nbs/5_prompting/20a_snippets.ipynb", "aef49e92")
+def test_deviation():
+    def deviation(share, documents):
+        return (share * (1 - share) / documents) ** 0.5
+
+    found = np.mean([part_of(_Line("film", f"document {n}", "", 2.0)) == "test" for n in range(10_000)])
+    assert abs(found - 0.14) < 4 * deviation(0.14, 10_000) and deviation(0.5, 100) == 0.05
+
+
+@pytest.mark.nb("nbs/5_prompting/20a_snippets.ipynb", "aef49e92")
+def test_deviation_starter_fails():
+    def deviation(share, documents):
+        return share / documents
+
+    with pytest.raises(Exception):
+        found = np.mean([part_of(_Line("film", f"document {n}", "", 2.0)) == "test" for n in range(10_000)])
+        assert abs(found - 0.14) < 4 * deviation(0.14, 10_000) and deviation(0.5, 100) == 0.05
+
+
+@pytest.mark.nb("nbs/5_prompting/20a_snippets.ipynb", "7279cbb8")
+def test_overlap():
+    def overlap(a, b):
+        a, b = ({w.strip(".,!?").lower() for w in t.split()} - {""} for t in (a, b))
+        return len(a & b) / max(1, len(a | b))
+
+    assert overlap("A fine film.", "a fine, long FILM") == 0.75 and overlap("one", "two") == 0 and overlap("", "") == 0
+
+
+@pytest.mark.nb("nbs/5_prompting/20a_snippets.ipynb", "7279cbb8")
+def test_overlap_starter_fails():
+    def overlap(a, b):
+        return float(key(a) == key(b))
+
+    with pytest.raises(Exception):
+        assert (
+            overlap("A fine film.", "a fine, long FILM") == 0.75 and overlap("one", "two") == 0 and overlap("", "") == 0
+        )

@@ -1,6 +1,7 @@
 """Generated from nbs/5_prompting/20b1_cloze_head.ipynb by tools/make_tests.py: edit the notebook, not this file."""
 
 import hashlib
+import json
 import numpy as np
 import pytest
 import tempfile
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import BertConfig
 from transformers import BertModel
 from transformers import PreTrainedTokenizerFast
+from vlp_course.bases import base_folder
 from vlp_course.data.assets import AssetError
 from vlp_course.finetune import LoRA
 from vlp_course.nn.language import LanguageModel
@@ -79,11 +81,10 @@ def test_covering_counts(setup_33592821):
         cover(ids, tokenizer, 1.5, torch.Generator())
     with pytest.raises(ValueError, match="the batch holds marks and padding only"):
         cover(torch.tensor([[2, 3, 0]]), tokenizer, 0.5, torch.Generator())
-    assert (
-        fill_up([[1, 2], [3]], 7).tolist() == [[1, 2], [3, 7]]
-        and pieces(tokenizer, ["a b c d"], 3) == pieces(tokenizer, ["a b c d"])[:1]
-        or True
-    )
+    assert fill_up([[1, 2], [3]], 7).tolist() == [[1, 2], [3, 7]] and pieces(tokenizer, ["a b c d", "c"], 3) == [
+        [5, 6, 7],
+        [7],
+    ]
 
 
 @pytest.mark.nb("nbs/5_prompting/20b1_cloze_head.ipynb", "ff2c6bfd")
@@ -166,3 +167,70 @@ def test_there_and_back(setup_33592821):
             AssetError, match=r"no minilm_mlm.safetensors in .*: make it with `python -m vlp_course.mlm`"
         ):
             load_mlm(Path(folder, "elsewhere"))
+
+
+@pytest.mark.nb("nbs/5_prompting/20b1_cloze_head.ipynb", "d36bcaa9")
+def test_the_kept_file_is_that_of_the_record():
+    root = next(place for place in [Path.cwd(), *Path.cwd().parents] if (place / "results").is_dir())
+    for path in (root / "results/mlm").glob("minilm-*.json"):
+        kept = (base_folder() / FILE).read_bytes()
+        assert json.loads(path.read_text())["file_sha"] == hashlib.sha256(kept).hexdigest() and len(kept) < 3_000_000
+        model = load_mlm()
+        given = model.tokenizer(["this is the best [MASK] of the year ."], return_tensors="pt")
+        with torch.no_grad():
+            states = model.hidden(given["input_ids"], given["attention_mask"].bool())
+            best = model.scores(states[0, given["input_ids"][0].tolist().index(103)]).topk(20).indices
+        assert "film" in model.tokenizer.convert_ids_to_tokens(best.tolist())
+
+
+@pytest.mark.nb("nbs/5_prompting/20b1_cloze_head.ipynb", "2c6d5d18")
+def test_seen(setup_33592821):
+    toy_mlm = setup_33592821
+
+    def seen(share):
+        return 1 - share + 0.1 * share, 0.1
+
+    ids = torch.full((300, 40), 9)
+    covered, chosen = cover(ids, toy_mlm().tokenizer, 0.3, torch.Generator().manual_seed(0))
+    same, asked = (covered == 9).double().mean().item(), (covered[chosen] == 9).double().mean().item()
+    assert abs(same - seen(0.3)[0]) < 0.02 and abs(asked - seen(0.3)[1]) < 0.03
+
+
+@pytest.mark.nb("nbs/5_prompting/20b1_cloze_head.ipynb", "2c6d5d18")
+def test_seen_starter_fails(setup_33592821):
+    toy_mlm = setup_33592821
+
+    def seen(share):
+        return 1 - share, 0.0
+
+    with pytest.raises(Exception):
+        ids = torch.full((300, 40), 9)
+        covered, chosen = cover(ids, toy_mlm().tokenizer, 0.3, torch.Generator().manual_seed(0))
+        same, asked = (covered == 9).double().mean().item(), (covered[chosen] == 9).double().mean().item()
+        assert abs(same - seen(0.3)[0]) < 0.02 and abs(asked - seen(0.3)[1]) < 0.03
+
+
+@pytest.mark.nb("nbs/5_prompting/20b1_cloze_head.ipynb", "79ee018b")
+def test_whole_words():
+    def whole_words(chosen, continues):
+        """A word is drawn if its first piece is."""
+        starts = (
+            torch.arange(chosen.shape[1]).expand_as(chosen).where(~continues, 0).cummax(1).values
+        )  # where a piece's word begins
+        return chosen.gather(1, starts)
+
+    chosen = torch.tensor([[True, False, False, True, False], [False, True, False, False, True]])
+    continues = torch.tensor([[False, True, True, False, False], [False, True, False, False, True]])
+    assert whole_words(chosen, continues).tolist() == [[True, True, True, True, False], [False] * 5]
+
+
+@pytest.mark.nb("nbs/5_prompting/20b1_cloze_head.ipynb", "79ee018b")
+def test_whole_words_starter_fails():
+    def whole_words(chosen, continues):
+        """chosen, continues: which pieces are drawn, which continue a word (##)."""
+        return chosen
+
+    with pytest.raises(Exception):
+        chosen = torch.tensor([[True, False, False, True, False], [False, True, False, False, True]])
+        continues = torch.tensor([[False, True, True, False, False], [False, True, False, False, True]])
+        assert whole_words(chosen, continues).tolist() == [[True, True, True, True, False], [False] * 5]

@@ -1,8 +1,11 @@
 """Generated from nbs/5_prompting/20b_language_models.ipynb by tools/make_tests.py: edit the notebook, not this file."""
 
 import pytest
+import sys
 import torch
 import torch.nn.functional as F
+import unittest.mock
+from pathlib import Path
 from safetensors.torch import load
 from tokenizers import Tokenizer
 from tokenizers import models
@@ -15,8 +18,9 @@ from transformers import GPT2LMHeadModel
 from transformers import LlamaConfig
 from transformers import LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast
+from vlp_course.data.assets import AssetError
 from vlp_course.data.assets import read
-from vlp_course.nn.language import LanguageModel, MLMHead, minilm, wrap
+from vlp_course.nn.language import LanguageModel, MLMHead, _unpack, convert, load_converted, minilm, wrap
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +164,113 @@ def test_minilm_reads_as_albefs_six_layers_do():
         model.tokenizer.mask_token_id == 103
         and model.tokenizer("film " * 600, add_special_tokens=False)["input_ids"].__len__() == 600
     )  # never cut in silence
+
+
+@pytest.mark.nb("nbs/5_prompting/20b_language_models.ipynb", "9f2495f3")
+def test_a_converted_model_is_the_model(setup_69d024e9):
+    toy, toy_tokenizer = setup_69d024e9
+    import tempfile
+
+    model, tokenizer = toy("llama"), toy_tokenizer("abcdefghijklmn")
+    ids, mask = torch.tensor([[5, 9, 7, 18], [6, 8, 0, 0]]), torch.tensor([[True] * 4, [True, True, False, False]])
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = convert(model, tokenizer, Path(folder, "toy.safetensors"), torch.float32)
+        kept = load_converted(path)
+        want = model(input_ids=ids, attention_mask=mask.long()).logits
+        torch.testing.assert_close(kept.scores(kept.hidden(ids, mask))[mask], want[mask], rtol=1e-5, atol=1e-6)
+        assert kept.tokenizer("a e b")["input_ids"] == tokenizer("a e b")["input_ids"] and not any(
+            p.requires_grad for p in kept.parameters()
+        )
+        half = load_converted(convert(model, tokenizer, Path(folder, "half.safetensors")))
+        assert (
+            0 < (half.scores(half.hidden(ids, mask))[mask] - want[mask]).abs().max() < 5e-3
+            and half.table.dtype == torch.float32
+        )
+        assert (
+            path.stat().st_size > 1.3 * Path(folder, "half.safetensors").stat().st_size
+            and len(list(Path(folder).iterdir())) == 2
+        )
+        payload = bytearray(path.read_bytes())
+        payload[-1] ^= 1  # one bit of one weight
+        path.write_bytes(payload)
+        with pytest.raises(AssetError, match="toy.safetensors is damaged: delete it, and it is made again"):
+            load_converted(path)
+
+
+@pytest.mark.nb("nbs/5_prompting/20b_language_models.ipynb", "d62ecce9")
+def test_without_gguf_one_line_says_what_to_do():
+    with (
+        unittest.mock.patch.dict(sys.modules, {"gguf": None}),
+        pytest.raises(AssetError, match=r"pip install 'vlp_course\[lm\]', or pip install gguf") as found,
+    ):
+        _unpack()
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.nb("nbs/5_prompting/20b_language_models.ipynb", "3e7555f8")
+def test_head_size():
+    def head_size(dim, words):
+        return dim * dim + 3 * dim + words, dim * words
+
+    for dim, words in ((6, 11), (5, 40)):
+        assert head_size(dim, words) == (
+            sum(p.numel() for p in MLMHead(dim, words).parameters()),
+            torch.zeros(words, dim).numel(),
+        )
+
+
+@pytest.mark.nb("nbs/5_prompting/20b_language_models.ipynb", "3e7555f8")
+def test_head_size_starter_fails():
+    def head_size(dim, words):
+        return dim * words + words, 0
+
+    with pytest.raises(Exception):
+        for dim, words in ((6, 11), (5, 40)):
+            assert head_size(dim, words) == (
+                sum(p.numel() for p in MLMHead(dim, words).parameters()),
+                torch.zeros(words, dim).numel(),
+            )
+
+
+@pytest.mark.nb("nbs/5_prompting/20b_language_models.ipynb", "3c97a602")
+def test_next_word(setup_69d024e9):
+    toy, toy_tokenizer = setup_69d024e9
+
+    def next_word(model, ids, mask):
+        place = torch.arange(ids.shape[1]).where(mask, -1).argmax(1)  # the last true one, wherever the padding is
+        return model.scores(model.hidden(ids, mask)[torch.arange(len(ids)), place])
+
+    model = wrap(toy("gpt2"), toy_tokenizer("abc"))
+    ids, mask = (
+        torch.tensor([[5, 9, 7, 18], [6, 8, 0, 0], [0, 0, 6, 8]]),
+        torch.tensor([[True] * 4, [True, True, False, False], [False, False, True, True]]),
+    )
+    with torch.no_grad():
+        found = next_word(model, ids, mask)
+        alone = model.scores(model.hidden(ids[1:2, :2], mask[1:2, :2]))[0, -1]
+    (
+        torch.testing.assert_close(found[1], alone, rtol=1e-5, atol=1e-6),
+        torch.testing.assert_close(found[2], alone, rtol=1e-5, atol=1e-6),
+    )
+
+
+@pytest.mark.nb("nbs/5_prompting/20b_language_models.ipynb", "3c97a602")
+def test_next_word_starter_fails(setup_69d024e9):
+    toy, toy_tokenizer = setup_69d024e9
+
+    def next_word(model, ids, mask):
+        return model.scores(model.hidden(ids, mask)[:, -1])
+
+    with pytest.raises(Exception):
+        model = wrap(toy("gpt2"), toy_tokenizer("abc"))
+        ids, mask = (
+            torch.tensor([[5, 9, 7, 18], [6, 8, 0, 0], [0, 0, 6, 8]]),
+            torch.tensor([[True] * 4, [True, True, False, False], [False, False, True, True]]),
+        )
+        with torch.no_grad():
+            found = next_word(model, ids, mask)
+            alone = model.scores(model.hidden(ids[1:2, :2], mask[1:2, :2]))[0, -1]
+        (
+            torch.testing.assert_close(found[1], alone, rtol=1e-5, atol=1e-6),
+            torch.testing.assert_close(found[2], alone, rtol=1e-5, atol=1e-6),
+        )

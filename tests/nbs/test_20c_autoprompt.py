@@ -3,7 +3,6 @@
 import itertools
 import pytest
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers import models
 from tokenizers import pre_tokenizers
@@ -227,7 +226,8 @@ def test_fresh_batches_propose_and_decide(setup_4832e9f9):
 def test_label_words_of_planted_features(setup_4832e9f9):
     toy_masked, _ = setup_4832e9f9
     g = torch.Generator().manual_seed(0)
-    table = F.normalize(torch.randn(30, 6, generator=g), dim=1)
+    table = 0.3 * torch.randn(30, 6, generator=g)
+    table[[4, 17, 22]] = 2 * torch.eye(6)[:3]
     labels = torch.arange(90) % 3
     features = table[[4, 17, 22]][labels] + 0.1 * torch.randn(90, 6, generator=g)  # each class looks like one word
     none = torch.zeros(30, dtype=torch.bool)
@@ -243,3 +243,69 @@ def test_label_words_of_planted_features(setup_4832e9f9):
     alone = mask_features(model, Template("{text} it was {answer}"), ["tale"])
     torch.testing.assert_close(rows[2], alone[0], rtol=1e-4, atol=1e-5)
     assert rows.shape == (3, 12)
+
+
+@pytest.mark.nb("nbs/5_prompting/20c_autoprompt.ipynb", "6019b2d3")
+def test_passes(setup_4832e9f9):
+    _, toy_task = setup_4832e9f9
+
+    def passes(iterations, count, accepted):
+        return (
+            iterations * (1 + 1 + count) + 1 + accepted
+        )  # gradient, current trigger, candidates; dev at the start and after exchanges
+
+    calls = []
+    model, words, texts, labels = toy_task()
+    model.base.register_forward_hook(lambda *_: calls.append(1))
+    found = search_trigger(
+        model, Snippets(texts, labels), Snippets(texts[:2], labels[:2]), words, iterations=6, count=3, size=5
+    )
+    assert len(calls) == passes(6, 3, len(found.history) - 1)
+
+
+@pytest.mark.nb("nbs/5_prompting/20c_autoprompt.ipynb", "6019b2d3")
+def test_passes_starter_fails(setup_4832e9f9):
+    _, toy_task = setup_4832e9f9
+
+    def passes(iterations, count, accepted):
+        return iterations * count
+
+    with pytest.raises(Exception):
+        calls = []
+        model, words, texts, labels = toy_task()
+        model.base.register_forward_hook(lambda *_: calls.append(1))
+        found = search_trigger(
+            model, Snippets(texts, labels), Snippets(texts[:2], labels[:2]), words, iterations=6, count=3, size=5
+        )
+        assert len(calls) == passes(6, 3, len(found.history) - 1)
+
+
+@pytest.mark.nb("nbs/5_prompting/20c_autoprompt.ipynb", "3c8f39de")
+def test_best_exchange():
+    def best_exchange(table, gradient, trigger, banned):
+        """The (slot, word) of the lowest first-order estimate: here the word that stands in each slot matters."""
+        scores = (table @ gradient.T - (table[trigger] * gradient).sum(1)).masked_fill(banned[:, None], torch.inf)
+        return divmod(int(scores.T.argmin()), len(table))
+
+    table, trigger = torch.tensor([[4.0], [1.0], [0.0]]), torch.tensor([0, 2])
+    gradient = torch.tensor([[0.5], [-1.0]])  # slot 0: 4 to 0 gains 2; slot 1: 0 to 4 gains 4
+    assert best_exchange(table, gradient, trigger, torch.zeros(3, dtype=torch.bool)) == (1, 0)
+    gradient = torch.tensor([[1.0], [-0.5]])  # slot 0: 4 to 0 gains 4; slot 1: 0 to 4 gains 2, though it scores lower
+    assert best_exchange(table, gradient, trigger, torch.zeros(3, dtype=torch.bool)) == (0, 2)
+
+
+@pytest.mark.nb("nbs/5_prompting/20c_autoprompt.ipynb", "3c8f39de")
+def test_best_exchange_starter_fails():
+    def best_exchange(table, gradient, trigger, banned):
+        """The (slot, word) of the lowest first-order estimate."""
+        scores = (table @ gradient.T).masked_fill(banned[:, None], torch.inf)
+        return divmod(int(scores.T.argmin()), len(table))
+
+    with pytest.raises(Exception):
+        table, trigger = torch.tensor([[4.0], [1.0], [0.0]]), torch.tensor([0, 2])
+        gradient = torch.tensor([[0.5], [-1.0]])  # slot 0: 4 to 0 gains 2; slot 1: 0 to 4 gains 4
+        assert best_exchange(table, gradient, trigger, torch.zeros(3, dtype=torch.bool)) == (1, 0)
+        gradient = torch.tensor(
+            [[1.0], [-0.5]]
+        )  # slot 0: 4 to 0 gains 4; slot 1: 0 to 4 gains 2, though it scores lower
+        assert best_exchange(table, gradient, trigger, torch.zeros(3, dtype=torch.bool)) == (0, 2)

@@ -50,7 +50,12 @@ def setup_33592821():
         names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), marks))
         base = BertModel(
             BertConfig(
-                hidden_size=12, num_hidden_layers=layers, num_attention_heads=3, intermediate_size=20, vocab_size=19
+                hidden_size=12,
+                num_hidden_layers=layers,
+                num_attention_heads=3,
+                intermediate_size=20,
+                vocab_size=19,
+                initializer_range=0.4,
             ),
             add_pooling_layer=False,
         )
@@ -88,7 +93,7 @@ def test_covering_counts(setup_33592821):
 
 
 @pytest.mark.nb("nbs/5_prompting/20b1_cloze_head.ipynb", "ff2c6bfd")
-def test_it_learns_what_can_be_learned(setup_33592821):
+def test_training_lowers_the_loss_and_moves_only_head_and_delta(setup_33592821):
     toy_mlm = setup_33592821
     model = toy_mlm()
     rows = [
@@ -109,11 +114,9 @@ def test_it_learns_what_can_be_learned(setup_33592821):
 
 @pytest.mark.nb("nbs/5_prompting/20b1_cloze_head.ipynb", "73406b4e")
 def test_batches_of_like_length():
-    lengths = [3, 30, 4, 31, 5, 29, 6, 28, 27]
+    lengths = [3, 30, 4, 31, 5, 29]
     found = like_lengths(lengths, 3, torch.Generator().manual_seed(0))
-    assert sorted(i for b in found for i in b) == list(range(9)) and all(
-        max(lengths[i] for i in b) - min(lengths[i] for i in b) <= 24 for b in found
-    )
+    assert sorted(map(sorted, found)) == [[0, 2, 4], [1, 3, 5]]
     assert found == like_lengths(lengths, 3, torch.Generator().manual_seed(0))
 
 
@@ -151,12 +154,11 @@ def test_there_and_back(setup_33592821):
         back = add_delta(toy_mlm(), path.read_bytes())
         want, found = (m.scores(m.hidden(ids, mask)) for m in (model, back))
         torch.testing.assert_close(found, want, rtol=0.01, atol=0.01)  # float16 in between
+        head_only = add_delta(
+            toy_mlm(), save({n: t for n, t in load(path.read_bytes()).items() if n.startswith("head.")})
+        )
         assert not torch.allclose(
-            found,
-            add_delta(
-                toy_mlm(), save({n: t for n, t in load(path.read_bytes()).items() if n.startswith("head.")})
-            ).scores(toy_mlm().hidden(ids, mask)),
-            atol=0.05,
+            found, head_only.scores(head_only.hidden(ids, mask)), atol=0.05
         )  # the delta does something
         assert not any(isinstance(m, LoRA) for m in back.modules()) and not any(
             p.requires_grad for p in back.parameters()

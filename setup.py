@@ -27,6 +27,7 @@ setup(
     packages=find_packages(include=["vlp_course", "vlp_course.*"]),
     package_data={"vlp_course": ["*.mplstyle"]},
     install_requires=lines("requirements"),
-    extras_require={"eval": lines("eval_requirements"), "dev": lines("eval_requirements") + lines("dev_requirements")},
+    extras_require={"eval": lines("eval_requirements"), "lm": lines("lm_requirements"),
+                    "dev": lines("eval_requirements") + lines("lm_requirements") + lines("dev_requirements")},
     entry_points={"console_scripts": lines("console_scripts")},
 )

@@ -299,3 +299,82 @@ def test_what_the_prompt_encoder_leaves_behind(setup_11b921b4, setup_4d76c5cd):
         optimiser.zero_grad(), F.cross_entropy(tuned(slots).logits, torch.tensor([1, 3])).backward(), optimiser.step()
     kept = PTuned(model, Vectors(tuned.prompt()), template)  # after training, 5 vectors say all
     assert torch.equal(kept(slots).logits, tuned(slots).logits) and digest(model) == before
+
+
+@pytest.mark.nb("nbs/5_prompting/21_soft_prompts.ipynb", "e4c6d07a")
+def test_prompts_a_copy():
+    def prompts_a_copy(parameters, tokens, width):
+        return parameters // (tokens * width)
+
+    assert prompts_a_copy(11_000_000_000, 5, 4096) == 537_109 and prompts_a_copy(100, 3, 7) == 4
+
+
+@pytest.mark.nb("nbs/5_prompting/21_soft_prompts.ipynb", "e4c6d07a")
+def test_prompts_a_copy_starter_fails():
+    def prompts_a_copy(parameters, tokens, width):
+        return parameters // width
+
+    with pytest.raises(Exception):
+        assert prompts_a_copy(11_000_000_000, 5, 4096) == 537_109 and prompts_a_copy(100, 3, 7) == 4
+
+
+@pytest.mark.nb("nbs/5_prompting/21_soft_prompts.ipynb", "9d38ad05")
+def test_nearest_words():
+    def nearest_words(vectors, table):
+        return (F.normalize(vectors, dim=-1) @ F.normalize(table, dim=-1).T).argmax(1)
+
+    table = torch.tensor([[1.0, 0.0], [0.6, 0.8], [9.0, 9.0]])
+    assert nearest_words(torch.tensor([[3.0, 0.1], [0.5, 0.7]]), table).tolist() == [0, 1]
+
+
+@pytest.mark.nb("nbs/5_prompting/21_soft_prompts.ipynb", "9d38ad05")
+def test_nearest_words_starter_fails():
+    def nearest_words(vectors, table):
+        return (vectors @ table.T).argmax(1)
+
+    with pytest.raises(Exception):
+        table = torch.tensor([[1.0, 0.0], [0.6, 0.8], [9.0, 9.0]])
+        assert nearest_words(torch.tensor([[3.0, 0.1], [0.5, 0.7]]), table).tolist() == [0, 1]
+
+
+@pytest.mark.nb("nbs/5_prompting/21_soft_prompts.ipynb", "adf1f640")
+def test_from_hand(setup_11b921b4, setup_4d76c5cd):
+    _, _, _, _, tiny = setup_11b921b4
+    tiny_tokenizer = setup_4d76c5cd
+
+    def from_hand(model, tokenizer, words):
+        return (
+            model.get_input_embeddings()
+            .weight.detach()[tokenizer(words, add_special_tokens=False)["input_ids"]]
+            .clone()
+        )
+
+    model, tokenizer = tiny("bert"), tiny_tokenizer()
+    tuned = PTuned(model, Vectors(from_hand(model, tokenizer, "it was badly")), Template(tokenizer, "{text}", 4))
+    hand = tokenizer("good film it was badly", return_tensors="pt")
+    torch.testing.assert_close(
+        tuned(tuned.template(["good film"])).logits,
+        model(input_ids=hand["input_ids"], attention_mask=hand["attention_mask"]).logits,
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.nb("nbs/5_prompting/21_soft_prompts.ipynb", "adf1f640")
+def test_from_hand_starter_fails(setup_11b921b4, setup_4d76c5cd):
+    _, _, _, _, tiny = setup_11b921b4
+    tiny_tokenizer = setup_4d76c5cd
+
+    def from_hand(model, tokenizer, words):
+        return uniform_vectors(model, len(words.split()), torch.Generator().manual_seed(0))
+
+    with pytest.raises(Exception):
+        model, tokenizer = tiny("bert"), tiny_tokenizer()
+        tuned = PTuned(model, Vectors(from_hand(model, tokenizer, "it was badly")), Template(tokenizer, "{text}", 4))
+        hand = tokenizer("good film it was badly", return_tensors="pt")
+        torch.testing.assert_close(
+            tuned(tuned.template(["good film"])).logits,
+            model(input_ids=hand["input_ids"], attention_mask=hand["attention_mask"]).logits,
+            rtol=0,
+            atol=1e-12,
+        )

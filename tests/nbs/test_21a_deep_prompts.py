@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from transformers import T5Config
 from transformers import T5ForConditionalGeneration
 from transformers.utils import logging
+from vlp_course.prompts.soft import Vectors
 from vlp_course.prompts.deep import (
     Gated,
     PrefixMLP,
@@ -103,8 +104,6 @@ def setup_1d39b060(setup_11b921b4):
 
 @pytest.fixture(scope="module")
 def setup_94a4197d():
-    from vlp_course.prompts.soft import Vectors
-
     def slow_prefix(model, attention, flat, ids, mask):
         """BERT with a prefix, written out: no cache, one loop over layers and heads."""
         P, d = len(flat), 8
@@ -125,22 +124,21 @@ def setup_94a4197d():
             x = layer.output(layer.intermediate(x), x)
         return model.classifier(core.pooler(x))
 
-    return Vectors, slow_prefix
+    return slow_prefix
 
 
 @pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "a5c634b7")
 def test_the_cache_does_what_the_loop_does(setup_11b921b4, setup_94a4197d):
     IDS, MASK, _, _, tiny = setup_11b921b4
-    Vectors, slow_prefix = setup_94a4197d
+    slow_prefix = setup_94a4197d
     model, flat = tiny("bert"), torch.randn(5, 96, dtype=torch.float64)
     slow = slow_prefix(model, lambda s: s.softmax(-1), flat, IDS, MASK)
     torch.testing.assert_close(Prefixed(model, Vectors(flat))(IDS, MASK).logits, slow, rtol=0, atol=1e-10)
 
 
 @pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "00374967")
-def test_sizes_and_refusals(setup_11b921b4, setup_94a4197d):
+def test_sizes_and_refusals(setup_11b921b4):
     IDS, MASK, _, _, tiny = setup_11b921b4
-    Vectors, _ = setup_94a4197d
     assert (
         kv_shape(tiny("gpt2")) == (2, 3, 8)
         and kv_shape(tiny("llama")) == (2, 3, 4)
@@ -161,8 +159,7 @@ def test_sizes_and_refusals(setup_11b921b4, setup_94a4197d):
 
 
 @pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "406cd1b2")
-def test_a_prefix_trains_and_the_model_stays(setup_94a4197d, setup_11b921b4, setup_1d39b060):
-    Vectors, _ = setup_94a4197d
+def test_a_prefix_trains_and_the_model_stays(setup_11b921b4, setup_1d39b060):
     _, _, digest, _, tiny = setup_11b921b4
     few_steps, learners = setup_1d39b060
     for kind in ("gpt2", "llama", "bert", "t5"):
@@ -175,8 +172,7 @@ def test_a_prefix_trains_and_the_model_stays(setup_94a4197d, setup_11b921b4, set
 
 
 @pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "e698e19e")
-def test_what_p_tuning_v2_trains(setup_94a4197d, setup_11b921b4, setup_1d39b060):
-    Vectors, _ = setup_94a4197d
+def test_what_p_tuning_v2_trains(setup_11b921b4, setup_1d39b060):
     _, _, digest, _, tiny = setup_11b921b4
     few_steps, learners = setup_1d39b060
     model = tiny("bert")
@@ -188,9 +184,8 @@ def test_what_p_tuning_v2_trains(setup_94a4197d, setup_11b921b4, setup_1d39b060)
 
 
 @pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "95ab760c")
-def test_sizes_of_the_mlp(setup_11b921b4, setup_94a4197d, setup_1d39b060):
+def test_sizes_of_the_mlp(setup_11b921b4, setup_1d39b060):
     IDS, MASK, _, _, tiny = setup_11b921b4
-    Vectors, _ = setup_94a4197d
     _, learners = setup_1d39b060
     P, D, h, W = 5, 24, 11, 96
     mlp = PrefixMLP(torch.randn(P, D), h, W)
@@ -202,9 +197,8 @@ def test_sizes_of_the_mlp(setup_11b921b4, setup_94a4197d, setup_1d39b060):
 
 
 @pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "6438de1f")
-def test_words_as_a_prefix_are_words_read_before(setup_11b921b4, setup_94a4197d):
+def test_words_as_a_prefix_are_words_read_before(setup_11b921b4):
     IDS, MASK, _, _, tiny = setup_11b921b4
-    Vectors, _ = setup_94a4197d
     words = torch.tensor([11, 4, 30])
     for kind in ("gpt2", "llama"):
         model = tiny(kind)
@@ -218,9 +212,8 @@ def test_words_as_a_prefix_are_words_read_before(setup_11b921b4, setup_94a4197d)
 
 
 @pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "b26d2dcc")
-def test_the_mlp_is_fitted_to_words(setup_11b921b4, setup_94a4197d):
+def test_the_mlp_is_fitted_to_words(setup_11b921b4):
     IDS, MASK, _, _, tiny = setup_11b921b4
-    Vectors, _ = setup_94a4197d
     model = tiny("gpt2")
     target = activations(model, torch.tensor([11, 4, 30, 7]))
     torch.manual_seed(0)
@@ -234,9 +227,8 @@ def test_the_mlp_is_fitted_to_words(setup_11b921b4, setup_94a4197d):
 
 
 @pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "f2f28957")
-def test_a_shut_gate_is_a_no_op(setup_11b921b4, setup_94a4197d, setup_1d39b060):
+def test_a_shut_gate_is_a_no_op(setup_11b921b4, setup_1d39b060):
     IDS, MASK, _, _, tiny = setup_11b921b4
-    Vectors, _ = setup_94a4197d
     few_steps, learners = setup_1d39b060
     for kind in ("gpt2", "llama", "bert"):
         model = tiny(kind)
@@ -296,3 +288,50 @@ def test_what_the_contrasts_train(setup_11b921b4, setup_1d39b060):
         24 * 4 + 4
     )  # norm; q k v o, two norms, two of the MLP; pooler; head
     assert learners(bitfit(tiny("gpt2"))) == 2 * (72 + 24 + 96 + 24 + 2 * 24) + 24
+
+
+@pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "40673245")
+def test_share():
+    def share(n, P, s):
+        return P / (P + n * np.exp(s))
+
+    weights = torch.cat([torch.zeros(3), torch.full((7,), 0.4)]).softmax(0)
+    assert share(7, 3, 0.4) == pytest.approx(weights[:3].sum().item(), abs=1e-6)
+
+
+@pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "40673245")
+def test_share_starter_fails():
+    def share(n, P, s):
+        return 0.0
+
+    with pytest.raises(Exception):
+        weights = torch.cat([torch.zeros(3), torch.full((7,), 0.4)]).softmax(0)
+        assert share(7, 3, 0.4) == pytest.approx(weights[:3].sum().item(), abs=1e-6)
+
+
+@pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "6d4e6791")
+def test_slope():
+    def slope(n, P, s, b):
+        taken = P * np.exp(b) / (P * np.exp(b) + n * np.exp(s))
+        return taken * (1 - taken)
+
+    bias = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True)
+    taken = torch.cat([bias.expand(3), torch.full((7,), 0.4, dtype=torch.float64)]).softmax(0)[:3].sum()
+    assert (
+        slope(7, 3, 0.4, -0.7) == pytest.approx(torch.autograd.grad(taken, bias)[0].item())
+        and slope(7, 3, 0.4, -np.inf) == 0
+    )
+
+
+@pytest.mark.nb("nbs/5_prompting/21a_deep_prompts.ipynb", "6d4e6791")
+def test_slope_starter_fails():
+    def slope(n, P, s, b):
+        return 1.0
+
+    with pytest.raises(Exception):
+        bias = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True)
+        taken = torch.cat([bias.expand(3), torch.full((7,), 0.4, dtype=torch.float64)]).softmax(0)[:3].sum()
+        assert (
+            slope(7, 3, 0.4, -0.7) == pytest.approx(torch.autograd.grad(taken, bias)[0].item())
+            and slope(7, 3, 0.4, -np.inf) == 0
+        )

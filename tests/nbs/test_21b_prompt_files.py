@@ -378,3 +378,51 @@ def test_what_peft_refuses_and_what_the_format_cannot_say(setup_a4182dcf, setup_
         theirs("gpt2", "ptuning").save_pretrained(folder)
         with pytest.raises(ValueError, match="Cannot set a prompt learning adapter to trainable"):
             peft.PeftModel.from_pretrained(tiny("gpt2"), folder, is_trainable=True)
+
+
+@pytest.mark.nb("nbs/5_prompting/21b_prompt_files.ipynb", "764133b1")
+def test_prefix_bytes(setup_11b921b4):
+    _, _, _, _, tiny = setup_11b921b4
+
+    def prefix_bytes(P, layers, heads, size):
+        return 4 * P * 2 * layers * heads * size
+
+    flat = torch.zeros(5, kv_shape(tiny("llama")).width)
+    assert prefix_bytes(5, *kv_shape(tiny("llama"))) == flat.numel() * 4
+
+
+@pytest.mark.nb("nbs/5_prompting/21b_prompt_files.ipynb", "764133b1")
+def test_prefix_bytes_starter_fails(setup_11b921b4):
+    _, _, _, _, tiny = setup_11b921b4
+
+    def prefix_bytes(P, layers, heads, size):
+        return 4 * P * heads * size
+
+    with pytest.raises(Exception):
+        flat = torch.zeros(5, kv_shape(tiny("llama")).width)
+        assert prefix_bytes(5, *kv_shape(tiny("llama"))) == flat.numel() * 4
+
+
+@pytest.mark.nb("nbs/5_prompting/21b_prompt_files.ipynb", "96abf88c")
+def test_mean_prompt():
+    def mean_prompt(prompts):
+        if len({p.shape for p in prompts}) != 1:
+            raise ValueError("prompts of different shapes have no mean")
+        return torch.stack(prompts).mean(0)
+
+    a, b = torch.randn(5, 7), torch.randn(5, 7)
+    torch.testing.assert_close(mean_prompt([a, b]), (a + b) / 2)
+    with pytest.raises(ValueError, match="prompts of different shapes have no mean"):
+        mean_prompt([a, torch.randn(1, 7)])
+
+
+@pytest.mark.nb("nbs/5_prompting/21b_prompt_files.ipynb", "96abf88c")
+def test_mean_prompt_starter_fails():
+    def mean_prompt(prompts):
+        return sum(prompts) / len(prompts)
+
+    with pytest.raises(Exception):
+        a, b = torch.randn(5, 7), torch.randn(5, 7)
+        torch.testing.assert_close(mean_prompt([a, b]), (a + b) / 2)
+        with pytest.raises(ValueError, match="prompts of different shapes have no mean"):
+            mean_prompt([a, torch.randn(1, 7)])

@@ -18,7 +18,7 @@ from .soft import check_room, width
 class PromptBank(nn.Module):
     """A frozen model and the prompts of many tasks; each row of a batch is read behind its own (mixed-task inference, Lester et al. 2021).
 
-    `deep`: the prompts are keys and values of every layer. Raises ValueError for no prompt, and for one of another model's width."""
+    `deep`: the prompts are keys and values of every layer. Raises ValueError for no prompt, for one of another model's width, and where a head reads the first place and lengths differ."""
 
     def __init__(self, model: nn.Module, prompts: Mapping[str, Float[Tensor, "tokens width"]], deep: bool = False):
         super().__init__()
@@ -29,6 +29,8 @@ class PromptBank(nn.Module):
         for task, vectors in prompts.items():
             if vectors.shape[1] != wide:
                 raise ValueError(f"the prompt of {task} is {vectors.shape[1]} wide, the model needs {wide}: made for another model?")
+        if not deep and hasattr(model, "classifier") and len({len(v) for v in prompts.values()}) > 1:
+            raise ValueError("this model's head reads the first place, which is empty before a shorter prompt: use prompts of one length, or its trunk")
         self.tasks, longest = {task: k for k, task in enumerate(prompts)}, max(map(len, prompts.values()))
         table = torch.zeros(len(prompts), longest, wide, dtype=next(iter(prompts.values())).dtype)
         for k, vectors in enumerate(prompts.values()):

@@ -236,7 +236,7 @@ def test_label_words_of_planted_features(setup_4832e9f9):
     banned = none.clone()
     banned[4] = True
     assert 4 not in search_label_words(features, labels, table, 3, banned)[0]
-    with pytest.raises(ValueError, match="9 words for each of 3 classes: only 26 are not banned"):
+    with pytest.raises(ValueError, match="9 words for each of 3 classes: only 25 are not banned"):
         search_label_words(features, labels, table, 9, banned | (torch.arange(30) < 4))
     model = toy_masked()
     rows = mask_features(model, Template("{text} it was {answer}"), ["dull story", "a very dull plot", "tale"], size=2)

@@ -205,7 +205,7 @@ def test_a_transfer_unit(setup_870fce9e, setup_a8cad7a2):
         "openmoji/r1",
         "nouns/r1",
     }
-    json.dumps(unit["metrics"])
+    assert json.loads(json.dumps(unit["metrics"])) == unit["metrics"]
 
 
 @pytest.mark.nb("nbs/4_pretraining/19c_probing_board.ipynb", "9bc18a8c")

@@ -173,7 +173,6 @@ def test_the_end_is_found_by_id(setup_15231267):
     found = tower.encode(tower.embed(tokens.ids), tokens.ids, tokens.mask)
     alone = tower.tokenize(["a cat"])
     torch.testing.assert_close(found[:1], tower.encode(tower.embed(alone.ids), alone.ids, alone.mask))
-    every = tower.embed(tokens.ids) + model.text.position[: tokens.ids.shape[1]]
     wrong = tokens.ids.argmax(1)
     hidden = F.normalize(model.text(tokens.ids, tokens.mask)[torch.arange(2), wrong], dim=-1)
     assert (hidden - found).abs().max() > 0.1  # what argmax would have read

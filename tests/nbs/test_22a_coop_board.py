@@ -143,7 +143,7 @@ def test_the_setting_comes_from_tuning_alone(setup_e77365b3):
         ):
             chosen("coop", Path(folder), "emoji")
         Path(folder, "prompts-vision-rates").mkdir()
-        for value, marks in ((0.3, (0.3, 0.9)), (3.0, (0.5, 0.1)), (30.0, (0.4, 0.2))):
+        for value, marks in ((0.03, (0.1, 0.1)), (0.3, (0.3, 0.9)), (3.0, (0.5, 0.1)), (30.0, (0.4, 0.2))):
             result = {
                 "row": f"coop@{value:g}",
                 "seed": 100,
@@ -166,7 +166,7 @@ def test_units_and_command(setup_e77365b3, setup_2d8d50b3):
         mock.patch(f"{HERE}.emoji_split"),
         mock.patch(f"{HERE}.encoder", return_value=model),
         mock.patch(f"{HERE}.load_base", return_value=model),
-        mock.patch(f"{HERE}.scene_task", return_value=task),
+        mock.patch(f"{HERE}.scene_task", return_value=task._replace(pool=task.pool.repeat(1, 4, 1))),
     ):
         main(["--tune", "--rows", "zero@2", "coop@0.3", "--seeds", "100", "--results", folder])
         tuned = read_results(Path(folder), "prompts-vision-rates")

@@ -41,8 +41,8 @@ class Row:
 ROWS = (Row("zero", "best hand-written prompt", (0, 1, 2, 3, 4, 5), True), Row("ensemble", "mean of six prompts", (0,), True),
         Row("probe", "linear probe", (1e-3, 1e-2, 1e-1)), Row("probe-text", "probe from the prompts", (0.01, 0.1, 1.0)),
         Row("tip", "cache model (Tip-Adapter)", (1.0, 4.0, 16.0)), Row("finetune", "full fine-tuning", (1e-4, 1e-3, 1e-2), True),
-        Row("coop", "CoOp, unified", (0.3, 3.0, 30.0), True), Row("coop-class", "CoOp, class-specific", (0.03, 0.3, 3.0)),
-        Row("cocoop", "CoCoOp", (0.3, 3.0), True))
+        Row("coop", "CoOp, unified", (0.03, 0.3, 3.0, 30.0), True), Row("coop-class", "CoOp, class-specific", (0.03, 0.3, 3.0)),
+        Row("cocoop", "CoCoOp", (0.03, 0.3, 3.0), True))
 STEPS, WORDS, SPLITS, TUNING = 60, "a picture of", range(5), (100, 101)
 Answer = Callable[[Tensor, tuple[str, ...]], Tensor]
 

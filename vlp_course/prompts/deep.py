@@ -14,9 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import eager_mask
-from transformers.pytorch_utils import Conv1D
 from ..finetune import LoRA, freeze
 from .soft import check_room
 
@@ -42,13 +39,14 @@ def kv_shape(model: nn.Module) -> KV:
     return KV(c.num_hidden_layers, getattr(c, "num_key_value_heads", None) or c.num_attention_heads, size)
 
 
-def as_cache(flat: Float[Tensor, "batch tokens width"], shape: KV) -> DynamicCache:
-    """Keys and values as if the model had just read the virtual tokens: of layer l, slots 2l and 2l + 1 (as in peft).
+def as_cache(flat: Float[Tensor, "batch tokens width"], shape: KV) -> object:
+    """transformers' DynamicCache as if the model had just read the virtual tokens: of layer l, slots 2l and 2l + 1 (as in peft).
 
     Raises ValueError for numbers that do not fill the layers."""
     if flat.shape[-1] != shape.width:
         raise ValueError(f"{flat.shape[-1]} numbers a virtual token, the model needs {shape.width} "
                          f"({shape.layers} layers x 2 x {shape.heads} heads x {shape.size}): made for another model?")
+    from transformers import DynamicCache                        # seconds to import: only when it is needed
     slots = flat.unflatten(-1, (2 * shape.layers, shape.heads, shape.size)).permute(2, 0, 3, 1, 4)       # 2L B H P d
     return DynamicCache([(slots[2 * l], slots[2 * l + 1]) for l in range(shape.layers)])
 
@@ -73,6 +71,7 @@ class Prefixed(nn.Module):
         cache, count = as_cache(flat, self.shape), flat.shape[1]
         early = lambda mask: torch.cat([mask.new_ones(len(mask), count), mask], 1)
         if self.model.config.is_encoder_decoder:
+            from transformers import DynamicCache, EncoderDecoderCache
             if "decoder_attention_mask" in inputs:
                 inputs["decoder_attention_mask"] = early(inputs["decoder_attention_mask"])
             return self.model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=EncoderDecoderCache(cache, DynamicCache()), **inputs)
@@ -101,6 +100,7 @@ def activations(model: nn.Module, ids: Int[Tensor, "tokens"]) -> Float[Tensor, "
     Raises ValueError for an encoder-decoder, whose prefix stands before the decoder."""
     if model.config.is_encoder_decoder:
         raise ValueError("words as a prefix: not for an encoder-decoder")
+    from transformers import DynamicCache
     cache = DynamicCache()
     model.eval()(input_ids=ids[None], past_key_values=cache, use_cache=True)
     pairs = torch.stack([t[0] for layer in cache.layers for t in (layer.keys, layer.values)])           # 2L H P d
@@ -132,10 +132,6 @@ def gated_attention(module: nn.Module, query: Float[Tensor, "batch heads queries
     return (F.dropout(weights, dropout, module.training) @ value).transpose(1, 2).contiguous(), weights
 
 
-AttentionInterface.register("gated_prefix", gated_attention)
-AttentionMaskInterface.register("gated_prefix", eager_mask)                     # -> a mask that is added
-
-
 class Gated(Prefixed):
     """A prefix behind a gate a head and layer that starts shut: at first the model is bit by bit what it was.
 
@@ -145,6 +141,10 @@ class Gated(Prefixed):
         if model.config.is_encoder_decoder:
             raise ValueError("a gated prefix: not for an encoder-decoder")
         super().__init__(model, prefix, head, shift=False)
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import eager_mask
+        AttentionInterface.register("gated_prefix", gated_attention)
+        AttentionMaskInterface.register("gated_prefix", eager_mask)              # a mask that is added
         self.gate = nn.Parameter(torch.zeros(self.shape.layers, model.config.num_attention_heads))
         model.set_attn_implementation("gated_prefix")
         for module in model.modules():
@@ -159,6 +159,7 @@ def lora_on(model: nn.Module, rank: int, targets: Sequence[str] = (), alpha: flo
     """Freezes a transformers model and wraps its layers of these names (of TARGETS, if none is given); returns name -> LoRA.
 
     GPT-2's Conv1D becomes a linear layer first. Raises ValueError where the model has no such layer."""
+    from transformers.pytorch_utils import Conv1D
     freeze(model)
     targets = targets or TARGETS.get(model.config.model_type, ())
     names = [n for n, m in model.named_modules() if n.rpartition(".")[2] in targets and isinstance(m, nn.Linear | Conv1D)]

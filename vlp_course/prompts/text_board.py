@@ -62,6 +62,7 @@ class Classifier(nn.Module):
             self.head.bias.zero_()
 
     def train(self, mode: bool = True) -> "Classifier":
+        """Stays in the mode of use, whatever is asked: no dropout."""
         return super().train(False)
 
     def states(self, texts: list[str]) -> Float[Tensor, "texts dim"]:

@@ -419,7 +419,7 @@ def test_mean_prompt():
 @pytest.mark.nb("nbs/5_prompting/21b_prompt_files.ipynb", "96abf88c")
 def test_mean_prompt_starter_fails():
     def mean_prompt(prompts):
-        return sum(prompts)  # a sum is no mean, and shapes that differ may broadcast
+        return prompts[0]
 
     with pytest.raises(Exception):
         a, b = torch.randn(5, 7), torch.randn(5, 7)

@@ -265,7 +265,8 @@ def test_three_aggregations_three_answers():
 def test_one_word_a_class_leaves_no_choice():
     answers = Answers(torch.randn(7, 3), torch.randn(7) + 9)
     scores = [class_scores(answers, torch.arange(3), how).softmax(1) for how in HOW]
-    torch.testing.assert_close(scores[0], scores[1]), torch.testing.assert_close(scores[0], scores[2])
+    torch.testing.assert_close(scores[0], scores[1])
+    torch.testing.assert_close(scores[0], scores[2])
 
 
 @pytest.mark.nb("nbs/5_prompting/20_cloze.ipynb", "f20c0910")
@@ -305,10 +306,8 @@ def test_gradients_do_not_shrink_with_temperature():
         student = torch.zeros(1, 3, requires_grad=True)
         distillation_loss(student, teacher, t).backward()
         grads.append(student.grad.clone())
-    (
-        torch.testing.assert_close(grads[1], grads[0], rtol=0.02, atol=1e-5),
-        torch.testing.assert_close(grads[2], grads[0], rtol=0.02, atol=1e-5),
-    )
+    torch.testing.assert_close(grads[1], grads[0], rtol=0.02, atol=1e-5)
+    torch.testing.assert_close(grads[2], grads[0], rtol=0.02, atol=1e-5)
 
 
 @pytest.mark.nb("nbs/5_prompting/20_cloze.ipynb", "1d59de7b")

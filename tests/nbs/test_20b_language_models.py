@@ -248,10 +248,8 @@ def test_next_word(setup_69d024e9):
     with torch.no_grad():
         found = next_word(model, ids, mask)
         alone = model.scores(model.hidden(ids[1:2, :2], mask[1:2, :2]))[0, -1]
-    (
-        torch.testing.assert_close(found[1], alone, rtol=1e-5, atol=1e-6),
-        torch.testing.assert_close(found[2], alone, rtol=1e-5, atol=1e-6),
-    )
+    torch.testing.assert_close(found[1], alone, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[2], alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.nb("nbs/5_prompting/20b_language_models.ipynb", "3c97a602")
@@ -270,7 +268,5 @@ def test_next_word_starter_fails(setup_69d024e9):
         with torch.no_grad():
             found = next_word(model, ids, mask)
             alone = model.scores(model.hidden(ids[1:2, :2], mask[1:2, :2]))[0, -1]
-        (
-            torch.testing.assert_close(found[1], alone, rtol=1e-5, atol=1e-6),
-            torch.testing.assert_close(found[2], alone, rtol=1e-5, atol=1e-6),
-        )
+        torch.testing.assert_close(found[1], alone, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[2], alone, rtol=1e-5, atol=1e-6)

@@ -51,19 +51,20 @@ def read_results(folder: Path, board: str = "scenes", budget: str | None = None)
 
 # %% ../nbs/6_lab/29_leaderboard.ipynb #39c8937e
 def record_board(board: str, rows: Iterable[str], run: Callable, arguments: list[str] | None = None, also: Iterable[str] = (),
-                 seeds: Iterable[int] = (0, 1, 2)) -> None:
+                 seeds: Iterable[int] = (0, 1, 2), once: Iterable[str] = ()) -> None:
     """The command of a board: keeps `run(row, seed, runs)` for every row and seed that `results/<board>/` lacks, on one thread.
 
-    Rows in `also` are recorded if they are asked for; `runs` is the folder of trained models."""
-    rows = list(rows)
+    Rows in `also` are recorded if they are asked for, rows in `once` (nothing in them is drawn) with the first seed only;
+    `runs` is the folder of trained models."""
+    rows, seeds, once = list(rows), list(seeds), set(once)
     parser = argparse.ArgumentParser(description=f"Records the rows of the board {board!r} that are not there yet.")
     parser.add_argument("--rows", nargs="+", default=rows, choices=[*rows, *also], metavar="ROW", help=", ".join([*rows, *also]))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
     for folder in ("results", "runs"):
         parser.add_argument(f"--{folder}", type=Path, default=Path(folder))
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    for seed, row in tqdm([(seed, row) for seed in chosen.seeds for row in chosen.rows], desc=board):
+    for seed, row in tqdm([(seed, row) for seed in chosen.seeds for row in chosen.rows if row not in once or seed == seeds[0]], desc=board):
         path = result_path(chosen.results, board, {"row": row, "budget": "quick", "seed": seed})
         if not path.exists():
             save_json(path, run(row, seed, chosen.runs))

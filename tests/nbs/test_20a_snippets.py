@@ -9,10 +9,12 @@ from vlp_course.data.snippets import (
     _lines,
     clean,
     few_shot,
+    in_batches,
     key,
     load_snippets,
     merge_copies,
     part_of,
+    shuffled,
     unlabelled_snippets,
 )
 
@@ -124,6 +126,33 @@ def test_few_labels_are_balanced_and_nested():
         few_shot(402, 0, "dev")
     with pytest.raises(ValueError, match="unknown part 'test set'"):
         few_shot(4, 0, "test set")
+
+
+@pytest.mark.nb("nbs/5_prompting/20a_snippets.ipynb", "3d20b19f")
+def test_batches_hold_every_item_once_an_epoch():
+    batches = shuffled(7, 3, 5)
+    seen = torch.cat([next(batches) for _ in range(14)])  # 42 numbers, six epochs
+    assert all(sorted(epoch.tolist()) == list(range(7)) for epoch in seen.split(7)) and not torch.equal(
+        seen[:7], seen[7:14]
+    )
+    assert torch.equal(seen[:3], next(shuffled(7, 3, 5))) and not torch.equal(seen[:3], next(shuffled(7, 3, 6)))
+    assert sorted(next(shuffled(2, 8, 0)).tolist()) == [0, 1]  # fewer than a batch
+
+
+@pytest.mark.nb("nbs/5_prompting/20a_snippets.ipynb", "b29d5c9f")
+def test_answers_come_back_in_order():
+    shown = []
+    read = lambda texts: (
+        shown.append([len(t) for t in texts]) or torch.tensor([[len(t), ord(t[0])] for t in texts], requires_grad=False)
+    )
+    texts = ["dddd", "a", "ccc", "bb", "eeeee"]
+    assert in_batches(read, texts, 2).tolist() == [[len(t), ord(t[0])] for t in texts] and shown == [
+        [1, 2],
+        [3, 4],
+        [5],
+    ]
+    weight = torch.ones(1, requires_grad=True)
+    assert in_batches(lambda texts: weight * torch.ones(len(texts), 1), texts).requires_grad is False
 
 
 @pytest.mark.nb("nbs/5_prompting/20a_snippets.ipynb", "aef49e92")

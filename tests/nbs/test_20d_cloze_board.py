@@ -13,13 +13,14 @@ from transformers import BertConfig
 from transformers import BertForMaskedLM
 from transformers import PreTrainedTokenizerFast
 from vlp_course.data.snippets import Snippets
+from vlp_course.data.snippets import in_batches
 from vlp_course.lab import result_path
 from vlp_course.nn.language import wrap
 from vlp_course.prompts.cloze import Template
 from vlp_course.prompts.cloze import ask
 from vlp_course.prompts.cloze import merge_patterns
 from vlp_course.prompts.cloze import verbalizer
-from vlp_course.cloze_board import Classifier, MORE, PATTERNS, ROWS, WORDS, hand_scores, main, predict, right, tune
+from vlp_course.cloze_board import Classifier, MORE, PATTERNS, ROWS, WORDS, hand_scores, main, right, tune
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,8 @@ def test_the_classifier_pools_words_only(setup_36b6f067):
     with torch.no_grad():
         both, alone = net(["a film", "it was a plot in a film"]), net(["a film"])
     torch.testing.assert_close(both[:1], alone, rtol=1e-4, atol=1e-5)
-    assert predict(net, ["a film", "plot", "it was a plot in a film"], size=2).shape == (3, 3)
     torch.testing.assert_close(
-        predict(net, ["it was a plot in a film", "a film"], size=1)[1], alone[0], rtol=1e-4, atol=1e-5
+        in_batches(net, ["it was a plot in a film", "a film"], size=1)[1], alone[0], rtol=1e-4, atol=1e-5
     )
 
 
@@ -99,7 +99,7 @@ def test_tuning_moves_the_trunk_and_not_the_words(setup_36b6f067):
     assert torch.equal(table, net.model.table) and not torch.equal(
         layer, net.model.base.encoder.layer[0].attention.self.query.weight
     )
-    assert right(predict(net, texts), Snippets(texts, labels)) == [1, 1, 1, 1] and not net.training
+    assert right(in_batches(net, texts), Snippets(texts, labels)) == [1, 1, 1, 1] and not net.training
 
 
 @pytest.mark.nb("nbs/5_prompting/20d_cloze_board.ipynb", "b0f768c6")

@@ -70,8 +70,8 @@ def test_a_board_records_once():
         with pytest.raises(SystemExit):
             record_board("toy", ("a", "b"), run, ["--rows", "d"])
         made.clear()
-        record_board("toy", ("a",), run, ["--results", folder], seeds=(5,))
-        assert [unit[:2] for unit in made] == [("a", 5)]
+        record_board("toy", ("a", "d"), run, ["--results", folder], seeds=(5, 6), once=("d",))
+        assert [unit[:2] for unit in made] == [("a", 5), ("d", 5), ("a", 6)]
 
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "07022d51")

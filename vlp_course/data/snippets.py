@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['DOMAINS', 'LABELS', 'Snippets', 'clean', 'key', 'merge_copies', 'part_of', 'load_snippets', 'unlabelled_snippets',
-           'few_shot']
+           'few_shot', 'shuffled', 'in_batches']
 
 # %% ../../nbs/5_prompting/20a_snippets.ipynb #5e4c70d4
 import hashlib, html, io, re, tarfile
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .assets import read
@@ -129,3 +130,21 @@ def few_shot(count: int, seed: int, part: str = "train") -> Snippets:
     orders = [torch.randperm(len(r), generator=g)[:count // 2].tolist() for r in rows]
     chosen = [rows[c][order[n]] for n in range(count // 2) for c, order in enumerate(orders)]
     return Snippets([texts[i] for i in chosen], torch.tensor([labels[i] for i in chosen]))
+
+# %% ../../nbs/5_prompting/20a_snippets.ipynb #48bf51ef
+def shuffled(count: int, size: int, seed: int) -> Iterator[Int[Tensor, "size"]]:
+    """Item numbers in batches without end, epoch after epoch in a new order; all of them at once where there are at most `size`."""
+    g, waiting, size = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long), min(size, count)
+    while True:
+        while len(waiting) < size:
+            waiting = torch.cat([waiting, torch.randperm(count, generator=g)])
+        yield waiting[:size]
+        waiting = waiting[size:]
+
+
+@torch.no_grad()
+def in_batches(read: Callable[[list[str]], Float[Tensor, "batch ..."]], texts: Sequence[str], size: int = 32) -> Float[Tensor, "texts ..."]:
+    """What `read` gives for all texts, in their order; it is shown texts of like length together, and nothing is kept for gradients."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found = torch.cat([read([texts[i] for i in order[n:n + size]]).float() for n in range(0, len(order), size)])
+    return found[torch.tensor(order).argsort()]

@@ -117,7 +117,7 @@ def pet(seed: int, labels: int = 32, free: int = 600, test: int = 1000, steps: i
 
 # %% ../nbs/5_prompting/20d_cloze_board.ipynb #e11d1f04
 def autoprompt(seed: int, iterations: int = 50) -> tuple[dict[str, float], dict]:
-    """AutoPrompt on film: accuracy of the found trigger and of plain [MASK]s in four domains; of the first pattern with found label words."""
+    """AutoPrompt on film: accuracy of the found trigger in four domains and of plain [MASK]s, raw and calibrated; of the first pattern with found label words."""
     model = load_mlm()
     words, train, dev = verbalizer(model.tokenizer, WORDS), few_shot(256, seed), few_shot(64, seed, "dev")
     found = search_trigger(model, train, dev, words, 3, iterations, seed=seed)
@@ -125,7 +125,10 @@ def autoprompt(seed: int, iterations: int = 50) -> tuple[dict[str, float], dict]
     for title, trigger in (("found", found.trigger), ("start", torch.full((3,), model.tokenizer.mask_token_id))):
         def scores(texts, trigger=trigger):
             return model.scores(states_at(model, place_trigger(model, texts, trigger).prompt)[:, 0], torch.tensor(words.tokens)[:, 0])
-        metrics |= {f"{title}/{d}": float(np.mean(right(in_batches(scores, data.texts), data))) for d, data in tests.items() if title == "found" or d == "film"}
+        blank = in_batches(scores, CONTENT_FREE)
+        for d, data in tests.items() if title == "found" else [("film", tests["film"])]:
+            said = in_batches(scores, data.texts)
+            metrics |= {f"{title}/{d}": float(np.mean(right(said, data))), f"{title}/{d}/calibrated": float(np.mean(right(calibrate(said, blank), data)))}
     template, banned = Template(PATTERNS[0]), bans(model, Verbalizer([], [], torch.tensor([])))
     groups = [name(ids) for ids in search_label_words(mask_features(model, template, train.texts), train.labels, model.table, 3, banned)]
     spoken = verbalizer(model.tokenizer, groups)

@@ -151,11 +151,11 @@ def test_units_and_commands(setup_e98503ce):
                                 "row": f"{row}@{lr:g}",
                                 "seed": 9,
                                 "budget": "quick",
-                                "metrics": {"0/right": 1 - mark, "1/right": mark, "4/right": mark},
+                                "metrics": {"1/right": 1 - mark, "4/right": mark, "16/right": lr},
                             }
                         )
                     )
-            assert chosen("head", Path(folder)) == 3e-4
+            assert [chosen("head", Path(folder), k) for k in SHOTS] == [3e-5, 3e-5, 3e-4, 3e-4, 1e-3]
             main(["--tune", "--rows", "head@0.001", "--seeds", "100", "--results", folder])
             tuned = next(r for r in read_results(Path(folder), "cpt-rates") if r["seed"] == 100)
             assert {"1/right", "4/right", "16/right"} < set(tuned["metrics"]) and len(tuned["hits"]["4"]) == 7
@@ -164,7 +164,7 @@ def test_units_and_commands(setup_e98503ce):
             assert set(control["metrics"]) == {"unpainted", "blank", "other colour", "untrained", "blind", "single"}
             assert (
                 run["hits"]["1"].count("1") / 9 == pytest.approx(run["metrics"]["1/right"])
-                and run["config"]["lr"] == 3e-4
+                and run["config"]["lr"]["4"] == 3e-4
             )
         finally:
             prepared.cache_clear()

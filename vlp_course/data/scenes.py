@@ -18,6 +18,7 @@ from .families import Member, caption_of, family
 from .grammar import (COLOURS, GROUNDS, HELD_OUT_NOUNS, NOUNS, PLACES, SHAPES, SIZES, TRAINED_NOUNS,
                                      Spec, Thing, describe, foil_specs)
 from .questions import noisy, questions, statements
+from .referring import referring
 
 # %% ../../nbs/0_start/02e_scenes.ipynb #fb6db92f
 SIDE = 128                                       # pixels; every picture is SIDE x SIDE
@@ -133,7 +134,7 @@ def _placed(thing: Thing, corner: tuple[int, int], alpha: UInt8[np.ndarray, "siz
 # %% ../../nbs/0_start/02e_scenes.ipynb #842b20d4
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and all that is known of it; questions, statements and the noisy caption are written when first asked for."""
+    """A picture and all that is known of it; questions, statements, referring expressions and the noisy caption are written when first asked for."""
     index: int
     split: str
     seed: int
@@ -144,7 +145,11 @@ class Scene:
     relation: str                         # horizontal, vertical, place or count
     caption: str
     foils: dict[str, str]                 # slot -> caption that is wrong in this slot alone
-    referring: tuple = ()                 # filled by a later chapter
+
+    @cached_property
+    def referring(self) -> tuple[tuple[str, int], ...]:
+        """(text, number of the object): words that mean one object and no other."""
+        return referring(self)
 
     @cached_property
     def questions(self) -> tuple[tuple[str, str, str], ...]:

@@ -94,7 +94,7 @@ def test_motions_by_hand():
         3
     ).tolist() == [0.08, 1]
     assert middle("grow").size[[0, -1]].round(2).tolist() == [24.27, 53.4]  # 36 / sqrt(2.2), 36 * sqrt(2.2)
-    assert middle("shake").x[[0, 1, -1]].round(2).tolist() == [0, -1.64, -11.5]
+    assert middle("shake").x[[0, 1, -1]].round(2).tolist() == [0, -2.19, -15.33]
     with pytest.raises(ValueError, match="unknown motion 'dance': choose one of right, down, roll"):
         track("dance", np.random.default_rng(0))
 

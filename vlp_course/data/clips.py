@@ -56,7 +56,7 @@ def track(motion: str, rng: np.random.Generator) -> Track:
              "bounce": {"x": go, "y": -0.4 * length * abs(np.sin(2 * np.pi * u))},
              "revolve": {"x": length / 2 * np.cos(round_), "y": length / 2 * np.sin(round_)},
              "grow": {"size": size * growth**u}, "show": {"opacity": 0.54 + 0.92 * u},
-             "shake": {"x": length / 4 * (u + 0.5) * (-1.0) ** k}, "roll down": {"y": go, "angle": spin},
+             "shake": {"x": length / 3 * (u + 0.5) * (-1.0) ** k}, "roll down": {"y": go, "angle": spin},
              "right down": {"x": 0.8 * go, "y": 0.8 * go}, "right up": {"x": 0.8 * go, "y": -0.8 * go}}
     still = Track(*np.zeros((2, FRAMES)), np.full(FRAMES, size), np.zeros(FRAMES), np.ones(FRAMES))
     return still._replace(**moves[motion])

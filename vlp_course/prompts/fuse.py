@@ -75,19 +75,28 @@ class Fused(nn.Module):
         self.lm.eval()
         return self
 
-    def states(self, features: Float[Tensor, "batch feature"], ids: Int[Tensor, "batch tokens"], words: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch places width"]:
-        """Last states of all places. Raises ValueError where they are more than the context holds."""
+    def inputs(self, features: Float[Tensor, "batch feature"], ids: Int[Tensor, "batch tokens"],
+               words: Bool[Tensor, "batch tokens"]) -> tuple[Float[Tensor, "batch places width"], Bool[Tensor, "batch 1 places places"]]:
+        """Vectors of all places, and who sees whom. Raises ValueError where they are more than the context holds."""
         seen = self.look(features)
-        inputs = torch.cat([seen, self.prompts.to(seen.dtype).expand(len(ids), -1, -1), self.lm.table[ids].to(seen.dtype)], 1)
-        if inputs.shape[1] > self.lm.context:
-            raise ValueError(f"prompt of {inputs.shape[1]} tokens: the context holds {self.lm.context}")
-        mask = fuse_mask(seen.shape[1], len(self.prompts), words, self.blind)
+        joined = torch.cat([seen, self.prompts.to(seen.dtype).expand(len(ids), -1, -1), self.lm.table[ids].to(seen.dtype)], 1)
+        if joined.shape[1] > self.lm.context:
+            raise ValueError(f"prompt of {joined.shape[1]} tokens: the context holds {self.lm.context}")
+        return joined, fuse_mask(seen.shape[1], len(self.prompts), words, self.blind)
+
+    def states(self, features: Float[Tensor, "batch feature"], ids: Int[Tensor, "batch tokens"], words: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch places width"]:
+        """Last states of all places."""
+        inputs, mask = self.inputs(features, ids, words)
         return self.lm.base(inputs_embeds=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+
+    def read(self, texts: list[str]) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+        """Word numbers, filled on the right, and what is real of them."""
+        batch = self.lm.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+        return batch["input_ids"], batch["attention_mask"].bool()
 
     def forward(self, features: Float[Tensor, "batch feature"], texts: list[str]) -> Float[Tensor, "batch vocab"]:
         """Logits of the word after each text."""
-        batch = self.lm.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
-        words = batch["attention_mask"].bool()
-        states = self.states(features, batch["input_ids"], words)
+        ids, words = self.read(texts)
+        states = self.states(features, ids, words)
         last = states.shape[1] - words.shape[1] + words.sum(1) - 1
         return self.lm.scores(states[torch.arange(len(states)), last])

@@ -1,13 +1,17 @@
-"""Generated from nbs/5_prompting/25a_fuse_board.ipynb by tools/make_tests.py: edit the notebook, not this file."""
+"""Generated from nbs/5_prompting/25a_fuse_methods.ipynb by tools/make_tests.py: edit the notebook, not this file."""
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
+from transformers import LlamaForCausalLM
 from vlp_course.data.questions import questions
-from vlp_course.prompts.fuse_board import CHOICES, Items, METHODS, contestant, draw, shares
+from vlp_course.nn.encoders import ImageEncoder
+from vlp_course.nn.language import wrap
+from vlp_course.prompts.fuse_methods import CHOICES, Items, METHODS, contestant, draw, pieces, probe, shares
 
 
-@pytest.mark.nb("nbs/5_prompting/25a_fuse_board.ipynb", "9f3d3cd4")
+@pytest.mark.nb("nbs/5_prompting/25a_fuse_methods.ipynb", "9f3d3cd4")
 def test_questions_are_shared_out():
     few, many = draw("train", 24, seed=3), draw("train", 48, seed=3)
     assert (
@@ -24,12 +28,39 @@ def test_questions_are_shared_out():
         draw("train", 13)
 
 
-@pytest.mark.nb("nbs/5_prompting/25a_fuse_board.ipynb", "a25b9f7e")
-def test_who_trains_what():
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from vlp_course.nn.encoders import ImageEncoder
-    from vlp_course.nn.language import wrap
+@pytest.mark.nb("nbs/5_prompting/25a_fuse_methods.ipynb", "66f21cc4")
+def test_shares_by_slot():
+    items = Items(np.arange(8), ["q"] * 8, list(CHOICES) * 2, torch.tensor([1, 2, 3, 0, 1, 2, 3, 0]))
+    found = shares(torch.tensor([1, 2, 0, 0, 1, 0, 0, 1]), items)
+    assert found == {"ground": 1.0, "count": 0.5, "colour": 0.0, "size": 0.5, "all": 0.5}
 
+
+@pytest.mark.nb("nbs/5_prompting/25a_fuse_methods.ipynb", "bce933ee")
+def test_probe_finds_what_is_there():
+    items, test = draw("train", 240, seed=0), draw("test", 40)
+    told = lambda some: torch.nn.functional.one_hot(some.answers, 8).float()  # a vector that says the answer
+    assert shares(probe(told(items), items, told(test), test), test)["all"] == 1.0
+    assert shares(probe(torch.zeros(240, 8), items, torch.zeros(40, 8), test), test)["all"] < 0.6
+    lm = wrap(
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=9,
+                hidden_size=24,
+                num_hidden_layers=1,
+                num_attention_heads=3,
+                num_key_value_heads=1,
+                intermediate_size=16,
+                tie_word_embeddings=True,
+            )
+        ),
+        lambda text, **_: {"input_ids": [len(text), 1]},
+    )
+    with pytest.raises(ValueError, match="answers of 'colour' begin alike"):
+        pieces(lm, "colour")  # red and some other of three letters
+
+
+@pytest.mark.nb("nbs/5_prompting/25a_fuse_methods.ipynb", "5a9dde4f")
+def test_who_trains_what():
     lm = wrap(
         LlamaForCausalLM(
             LlamaConfig(
@@ -63,10 +94,3 @@ def test_who_trains_what():
     assert trained["full"] == {"look.project", "look.encoder", "lm.base"}
     with pytest.raises(ValueError, match="unknown method 'joint': choose one of frozen, linear"):
         contestant("joint", lm, encoder, 0, sample)
-
-
-@pytest.mark.nb("nbs/5_prompting/25a_fuse_board.ipynb", "66f21cc4")
-def test_shares_by_slot():
-    items = Items(np.arange(8), ["q"] * 8, list(CHOICES) * 2, torch.tensor([1, 2, 3, 0, 1, 2, 3, 0]))
-    found = shares(torch.tensor([1, 2, 0, 0, 1, 0, 0, 1]), items)
-    assert found == {"ground": 1.0, "count": 0.5, "colour": 0.0, "size": 0.5, "all": 0.5}

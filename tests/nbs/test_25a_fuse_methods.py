@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from collections import Counter
 from transformers import LlamaConfig
 from transformers import LlamaForCausalLM
 from vlp_course.data.questions import questions
+from vlp_course.models.frozen import VisualPrefix
 from vlp_course.nn.encoders import ImageEncoder
 from vlp_course.nn.language import wrap
 from vlp_course.prompts.fuse_methods import CHOICES, Items, METHODS, contestant, draw, pieces, probe, shares
@@ -94,3 +96,48 @@ def test_who_trains_what():
     assert trained["full"] == {"look.project", "look.encoder", "lm.base"}
     with pytest.raises(ValueError, match="unknown method 'joint': choose one of frozen, linear"):
         contestant("joint", lm, encoder, 0, sample)
+
+
+@pytest.mark.nb("nbs/5_prompting/25a_fuse_methods.ipynb", "77ea1626")
+def test_layer_numbers():
+    def layer_numbers(dim, width, count):
+        return (dim + 1) * width * count
+
+    assert layer_numbers(8, 24, 2) == sum(
+        p.numel() for p in VisualPrefix(ImageEncoder(8, 2), 8, 24, 2).project.parameters()
+    )
+
+
+@pytest.mark.nb("nbs/5_prompting/25a_fuse_methods.ipynb", "77ea1626")
+def test_layer_numbers_starter_fails():
+    def layer_numbers(dim, width, count):
+        return dim * width
+
+    with pytest.raises(Exception):
+        assert layer_numbers(8, 24, 2) == sum(
+            p.numel() for p in VisualPrefix(ImageEncoder(8, 2), 8, 24, 2).project.parameters()
+        )
+
+
+@pytest.mark.nb("nbs/5_prompting/25a_fuse_methods.ipynb", "d299054b")
+def test_most_frequent():
+    def most_frequent(items):
+        by = {}
+        for slot, answer in zip(items.slots, items.answers.tolist()):
+            by.setdefault(slot, []).append(answer)
+        return sum(max(Counter(a).values()) / len(a) for a in by.values()) / len(by)
+
+    assert most_frequent(
+        Items(np.arange(6), ["q"] * 6, ["ground", "size"] * 3, torch.tensor([1, 0, 1, 0, 2, 0]))
+    ) == pytest.approx((2 / 3 + 1) / 2)
+
+
+@pytest.mark.nb("nbs/5_prompting/25a_fuse_methods.ipynb", "d299054b")
+def test_most_frequent_starter_fails():
+    def most_frequent(items):
+        return 1 / 8
+
+    with pytest.raises(Exception):
+        assert most_frequent(
+            Items(np.arange(6), ["q"] * 6, ["ground", "size"] * 3, torch.tensor([1, 0, 1, 0, 2, 0]))
+        ) == pytest.approx((2 / 3 + 1) / 2)

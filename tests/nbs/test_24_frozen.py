@@ -208,3 +208,37 @@ def test_language_model_stays_bit_for_bit(setup_5e9d475c):
     assert (
         model.prefix.encoder.project.weight.grad.abs().sum() > 0 and model.prefix.project.weight.grad.abs().sum() > 0
     )  # through the language model
+
+
+@pytest.mark.nb("nbs/5_prompting/24_frozen.ipynb", "75a7fd73")
+def test_predicting():
+    def predicting(n, words):
+        return slice(n - 1, n + words - 1)
+
+    assert list(range(5))[predicting(2, 3)] == [1, 2, 3]
+
+
+@pytest.mark.nb("nbs/5_prompting/24_frozen.ipynb", "75a7fd73")
+def test_predicting_starter_fails():
+    def predicting(n, words):
+        return slice(n, n + words)
+
+    with pytest.raises(Exception):
+        assert list(range(5))[predicting(2, 3)] == [1, 2, 3]
+
+
+@pytest.mark.nb("nbs/5_prompting/24_frozen.ipynb", "359a97ac")
+def test_blind():
+    def blind(features):
+        return torch.zeros_like(features)
+
+    assert blind(torch.ones(2, 3)).abs().sum() == 0 and blind(torch.ones(2, 3)).shape == (2, 3)
+
+
+@pytest.mark.nb("nbs/5_prompting/24_frozen.ipynb", "359a97ac")
+def test_blind_starter_fails():
+    def blind(features):
+        return features
+
+    with pytest.raises(Exception):
+        assert blind(torch.ones(2, 3)).abs().sum() == 0 and blind(torch.ones(2, 3)).shape == (2, 3)

@@ -5,7 +5,6 @@ import pytest
 import tempfile
 import torch
 from pathlib import Path
-from vlp_course.lab import read_results
 from vlp_course.lab import result_path
 from vlp_course.models.frozen import Frozen
 from vlp_course.models.frozen import VisualPrefix
@@ -19,9 +18,9 @@ def test_what_is_recorded_is_kept():
     with tempfile.TemporaryDirectory() as folder:
         for seed in (0, 1, 2):
             path = result_path(Path(folder), "prompts-frozen", {"row": "captions", "budget": "quick", "seed": seed})
-            path.parent.mkdir(exist_ok=True), path.write_text("{}")
+            path.parent.mkdir(exist_ok=True), path.write_text('{"row": "captions", "budget": "quick"}')
         main(["--results", folder])  # nothing to do: no model is loaded
-        assert len(read_results(Path(folder), "prompts-frozen")) == 3 and SHOTS[0] == 0 and ASKED % BATCH == 0
+        assert len(list(Path(folder, "prompts-frozen").iterdir())) == 3 and SHOTS[0] == 0 and ASKED % BATCH == 0
 
 
 @pytest.mark.nb("nbs/5_prompting/24a_frozen_board.ipynb", "35ac3f83")
@@ -58,6 +57,8 @@ def test_captions_learn_through_a_frozen_model():
         ),
         Letters(),
     )
+    for p in lm.parameters():
+        p.data += 0.4 * torch.randn_like(p)  # a model whose words differ
     before, model = (
         copy.deepcopy(lm.state_dict()),
         Frozen(lm, VisualPrefix(ImageEncoder(8, 2), 8, 24, 2, word_scale(lm))),
@@ -70,7 +71,7 @@ def test_captions_learn_through_a_frozen_model():
         curve = board.train_captions(model, 20, 0.05, 0)
     finally:
         board.features_of = cached
-    assert np.mean(curve[-5:]) < np.mean(curve[:5]) and all(
+    assert np.mean(curve[-5:]) < np.mean(curve[:5]) - 0.1 and all(
         torch.equal(before[k], v) for k, v in lm.state_dict().items()
     )
 

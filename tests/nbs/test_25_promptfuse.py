@@ -158,3 +158,37 @@ def test_what_does_not_fit(setup_c7ef5df8):
         Fused(lm, tiny_look(), torch.zeros(4, 23))
     with pytest.raises(ValueError, match="prompt of 31 tokens: the context holds 30"):
         Fused(lm, tiny_look(), torch.zeros(28, 24).double())(torch.zeros(1, 12288).double(), ["what colour"])
+
+
+@pytest.mark.nb("nbs/5_prompting/25_promptfuse.ipynb", "ca7d18b7")
+def test_trained_numbers():
+    def trained_numbers(count, width):
+        return count * width
+
+    assert trained_numbers(20, 768) == 15360
+
+
+@pytest.mark.nb("nbs/5_prompting/25_promptfuse.ipynb", "ca7d18b7")
+def test_trained_numbers_starter_fails():
+    def trained_numbers(count, width):
+        return width
+
+    with pytest.raises(Exception):
+        assert trained_numbers(20, 768) == 15360
+
+
+@pytest.mark.nb("nbs/5_prompting/25_promptfuse.ipynb", "a33534df")
+def test_prompt_first():
+    def prompt_first(count):
+        return torch.ones(count + 1, count + 1, dtype=torch.bool).tril()
+
+    assert not prompt_first(3)[:3, 3].any() and prompt_first(3)[3].all()
+
+
+@pytest.mark.nb("nbs/5_prompting/25_promptfuse.ipynb", "a33534df")
+def test_prompt_first_starter_fails():
+    def prompt_first(count):
+        return torch.ones(count + 1, count + 1, dtype=torch.bool)
+
+    with pytest.raises(Exception):
+        assert not prompt_first(3)[:3, 3].any() and prompt_first(3)[3].all()

@@ -124,3 +124,45 @@ def test_units_and_command(setup_36eb3299):
         and len(unit["samples"]) == 24
     )
     assert {unit["metrics"][f"nats/{kind}"] for kind in (*KINDS, "other")} == {1.0}
+
+
+@pytest.mark.nb("nbs/5_prompting/26a_mantis_board.ipynb", "30679298")
+def test_either():
+    def either(a, b):
+        return 1 - (1 - a) * (1 - b)
+
+    assert either(0.5, 0.5) == 0.75 and either(0, 0.3) == pytest.approx(0.3) and either(1, 0.2) == 1
+
+
+@pytest.mark.nb("nbs/5_prompting/26a_mantis_board.ipynb", "30679298")
+def test_either_starter_fails():
+    def either(a, b):
+        return a + b
+
+    with pytest.raises(Exception):
+        assert either(0.5, 0.5) == 0.75 and either(0, 0.3) == pytest.approx(0.3) and either(1, 0.2) == 1
+
+
+@pytest.mark.nb("nbs/5_prompting/26a_mantis_board.ipynb", "9ec25307")
+def test_believed():
+    def believed(text, own, strange):
+        words = set(text.split())
+        return len(words & own) / len(own), len(words & strange) / len(strange)
+
+    assert believed("a small cat left of a big tent on a grey ground", {"cat", "dog"}, {"tent"}) == (
+        0.5,
+        1.0,
+    ) and believed("two suns", {"cat"}, {"dog", "owl"}) == (0, 0)
+
+
+@pytest.mark.nb("nbs/5_prompting/26a_mantis_board.ipynb", "9ec25307")
+def test_believed_starter_fails():
+    def believed(text, own, strange):
+        words = set(text.split())
+        return len(words & own), len(words & strange)
+
+    with pytest.raises(Exception):
+        assert believed("a small cat left of a big tent on a grey ground", {"cat", "dog"}, {"tent"}) == (
+            0.5,
+            1.0,
+        ) and believed("two suns", {"cat"}, {"dog", "owl"}) == (0, 0)

@@ -183,7 +183,7 @@ def test_floor_of():
 
     features = np.random.default_rng(0).normal(size=(400, 6))
     few, many = (floor_of(features, size, np.random.default_rng(1)) for size in (20, 200))
-    assert few > 4 * many > 0  # ten times the pictures, about a tenth of the floor
+    assert few > 4 * many > 1e-6  # ten times the pictures, about a tenth of the floor
     assert floor_of(features, 20, np.random.default_rng(1)) == few
 
 
@@ -195,7 +195,7 @@ def test_floor_of_starter_fails():
     with pytest.raises(Exception):
         features = np.random.default_rng(0).normal(size=(400, 6))
         few, many = (floor_of(features, size, np.random.default_rng(1)) for size in (20, 200))
-        assert few > 4 * many > 0  # ten times the pictures, about a tenth of the floor
+        assert few > 4 * many > 1e-6  # ten times the pictures, about a tenth of the floor
         assert floor_of(features, 20, np.random.default_rng(1)) == few
 
 

@@ -143,7 +143,13 @@ def test_the_setting_comes_from_tuning_alone(setup_e77365b3):
         ):
             chosen("coop", Path(folder), "emoji")
         Path(folder, "prompts-vision-rates").mkdir()
-        for value, marks in ((0.03, (0.1, 0.1)), (0.3, (0.3, 0.9)), (3.0, (0.5, 0.1)), (30.0, (0.4, 0.2))):
+        for value, marks in (
+            (0.03, (0.1, 0.1)),
+            (0.3, (0.3, 0.9)),
+            (3.0, (0.5, 0.1)),
+            (30.0, (0.4, 0.2)),
+            (100.0, (0.4, 0.3)),
+        ):
             result = {
                 "row": f"coop@{value:g}",
                 "seed": 100,

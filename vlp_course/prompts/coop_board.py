@@ -39,11 +39,11 @@ class Row:
 
 
 ROWS = (Row("zero", "best hand-written prompt", (0, 1, 2, 3, 4, 5), True), Row("ensemble", "mean of six prompts", (0,), True),
-        Row("probe", "linear probe", (1e-3, 1e-2, 1e-1)), Row("probe-text", "probe from the prompts", (0.01, 0.1, 1.0)),
-        Row("tip", "cache model (Tip-Adapter)", (1.0, 4.0, 16.0)), Row("finetune", "full fine-tuning", (1e-4, 1e-3, 1e-2), True),
-        Row("coop", "CoOp, unified", (0.03, 0.3, 3.0, 30.0), True), Row("coop-class", "CoOp, class-specific", (0.03, 0.3, 3.0)),
-        Row("cocoop", "CoCoOp", (0.03, 0.3, 3.0), True))
-STEPS, WORDS, SPLITS, TUNING = 60, "a picture of", range(5), (100, 101)
+        Row("probe", "linear probe", (1e-3, 1e-2, 1e-1, 1.0)), Row("probe-text", "probe from the prompts", (1e-4, 1e-3, 1e-2, 1e-1)),
+        Row("tip", "cache model (Tip-Adapter)", (4.0, 16.0, 64.0, 256.0)), Row("finetune", "full fine-tuning", (1e-4, 1e-3, 1e-2), True),
+        Row("coop", "CoOp, unified", (0.03, 0.3, 3.0, 30.0, 100.0), True), Row("coop-class", "CoOp, class-specific", (0.03, 0.3, 3.0)),
+        Row("cocoop", "CoCoOp", (0.3, 3.0, 30.0), True))
+STEPS, WORDS, SPLITS, TUNING = 300, "a picture of", range(5), (100, 101)
 Answer = Callable[[Tensor, tuple[str, ...]], Tensor]
 
 
@@ -150,7 +150,8 @@ def run_unit(row: str, seed: int, runs: Path, results: Path) -> dict:
     metrics |= {f"scenes/16/{k}": v for k, v in score(name, load_base("clip"), scene_task(seed), 16, value["scenes"], seed).items()}
     metrics["emoji"] = float(np.mean([v for k, v in metrics.items() if k.endswith("/noto") and k[0] != "s"]))
     metrics["scenes"] = metrics["scenes/16/noto"]
-    return {"row": row, "seed": seed, "budget": "quick", "config": {"value": value, "steps": STEPS}, "metrics": metrics,
+    size = {"classes": len(task.names), "joint": model.text_project.out_features, "model": sum(p.numel() for p in model.parameters())}
+    return {"row": row, "seed": seed, "budget": "quick", "config": {"value": value, "steps": STEPS}, "size": size, "metrics": metrics,
             "cpu_s": time.process_time() - start, "versions": versions()}
 
 

@@ -194,3 +194,39 @@ def test_all_four_losses_fall(setup_fd237327):
         optimiser.zero_grad(), sum(losses.values()).backward(), optimiser.step()
         seen.append({k: v.item() for k, v in losses.items()})
     assert all(seen[-1][k] < seen[0][k] - 0.05 for k in ("vtc", "vtm", "mlm")) and seen[-1]["pem"] < seen[0]["pem"]
+
+
+@pytest.mark.nb("nbs/5_prompting/28a_alpro.ipynb", "f60652e8")
+def test_mean_length():
+    def mean_length(degrees):
+        return math.cos(math.radians(degrees) / 2)
+
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 3**0.5 / 2])
+    assert mean_length(60) == pytest.approx(((a + b) / 2).norm().item()) and mean_length(0) == 1
+
+
+@pytest.mark.nb("nbs/5_prompting/28a_alpro.ipynb", "f60652e8")
+def test_mean_length_starter_fails():
+    def mean_length(degrees):
+        return 1.0
+
+    with pytest.raises(Exception):
+        a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 3**0.5 / 2])
+        assert mean_length(60) == pytest.approx(((a + b) / 2).norm().item()) and mean_length(0) == 1
+
+
+@pytest.mark.nb("nbs/5_prompting/28a_alpro.ipynb", "10a37e24")
+def test_hard():
+    def hard(labels, sure):
+        return F.one_hot(labels.argmax(1), labels.shape[1]).float() * (labels.amax(1, keepdim=True) >= sure)
+
+    assert hard(torch.tensor([[0.6, 0.4], [0.5, 0.5]]), 0.55).tolist() == [[1, 0], [0, 0]]
+
+
+@pytest.mark.nb("nbs/5_prompting/28a_alpro.ipynb", "10a37e24")
+def test_hard_starter_fails():
+    def hard(labels, sure):
+        return F.one_hot(labels.argmax(1), labels.shape[1]).float()
+
+    with pytest.raises(Exception):
+        assert hard(torch.tensor([[0.6, 0.4], [0.5, 0.5]]), 0.55).tolist() == [[1, 0], [0, 0]]

@@ -165,3 +165,48 @@ def test_nouns_are_covered():
         "[CLS] a [MASK] rolling right on a white ground [EOS]",
         "[CLS] a [MASK] growing big beside a [MASK] on a grey ground [EOS]",
     ]
+
+
+@pytest.mark.nb("nbs/5_prompting/28b_alpro_board.ipynb", "077ada58")
+def test_right_share():
+    def right_share(shared):
+        return sum(s >= max(shared) / 2 for s in shared) / 16
+
+    assert right_share([1024] + [0] * 15) == 1 / 16 and right_share([500, 260, 240] + [0] * 13) == 2 / 16
+
+
+@pytest.mark.nb("nbs/5_prompting/28b_alpro_board.ipynb", "077ada58")
+def test_right_share_starter_fails():
+    def right_share(shared):
+        return sum(s > 0 for s in shared) / 16
+
+    with pytest.raises(Exception):
+        assert right_share([1024] + [0] * 15) == 1 / 16 and right_share([500, 260, 240] + [0] * 13) == 2 / 16
+
+
+@pytest.mark.nb("nbs/5_prompting/28b_alpro_board.ipynb", "fcfc0bc7")
+def test_sharpened():
+    def sharpened(labels, power):
+        raised = labels**power
+        return raised / raised.sum(1, keepdim=True)
+
+    labels = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
+    assert (
+        torch.allclose(sharpened(labels, 1), labels)
+        and torch.allclose(sharpened(labels, 2).sum(1), torch.ones(2))
+        and (sharpened(labels, 3).amax(1) > labels.amax(1)).all()
+    )
+
+
+@pytest.mark.nb("nbs/5_prompting/28b_alpro_board.ipynb", "fcfc0bc7")
+def test_sharpened_starter_fails():
+    def sharpened(labels, power):
+        return labels**power
+
+    with pytest.raises(Exception):
+        labels = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
+        assert (
+            torch.allclose(sharpened(labels, 1), labels)
+            and torch.allclose(sharpened(labels, 2).sum(1), torch.ones(2))
+            and (sharpened(labels, 3).amax(1) > labels.amax(1)).all()
+        )

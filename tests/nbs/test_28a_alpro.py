@@ -13,7 +13,18 @@ from vlp_course.nn.backbone import unpack
 from vlp_course.nn.encoders import ImageEncoder
 from vlp_course.nn.encoders import TextEncoder
 from vlp_course.nn.fusion import MergedEncoder
-from vlp_course.models.alpro import ALPRO, Aligner, SHAPES, TEMPLATES, crop, draw_cells, pem_loss, prompter_of, vtc_loss
+from vlp_course.models.alpro import (
+    ALPRO,
+    Aligner,
+    SHAPES,
+    TEMPLATES,
+    blank_features,
+    crop,
+    draw_cells,
+    pem_loss,
+    prompter_of,
+    vtc_loss,
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +76,20 @@ def test_rectangles_of_six_or_eight_cells():
 def test_a_crop_keeps_its_cells():
     g = torch.Generator().manual_seed(1)
     features, cells = torch.randn(2, 3, 12288, generator=g), draw_cells(2, g)
-    fine, coarse = (x.unflatten(0, (2, 3)) for x in unpack(crop(features, cells).flatten(0, 1)))
-    whole_fine, whole_coarse = (x.unflatten(0, (2, 3)) for x in unpack(features.flatten(0, 1)))
+    blank = torch.randn(12288, generator=g)
+    parts = [
+        tuple(x.unflatten(0, (-1, 1 if k == 2 else 3)) for x in unpack(y))
+        for k, y in enumerate((crop(features, cells, blank).flatten(0, 1), features.flatten(0, 1), blank[None]))
+    ]
     for b in range(2):
         for c in range(16):
             y, x = divmod(c, 4)
-            for part, whole, k in ((fine, whole_fine, 2), (coarse, whole_coarse, 1)):
-                place = (b, slice(None), slice(None), slice(k * y, k * y + k), slice(k * x, k * x + k))
-                assert torch.equal(part[place], whole[place] if cells[b, c] else torch.zeros_like(whole[place]))
+            for part, whole, empty, k in zip(*parts, (2, 1)):
+                place = (slice(None), slice(k * y, k * y + k), slice(k * x, k * x + k))
+                for frame in range(3):
+                    torch.testing.assert_close(
+                        part[b, frame][place], whole[b, frame][place] if cells[b, c] else empty[0, 0][place]
+                    )
 
 
 @pytest.mark.nb("nbs/5_prompting/28a_alpro.ipynb", "0362164b")
@@ -111,10 +128,16 @@ def test_labels_are_the_slow_ones(setup_fd237327):
     prompter = prompter_of(aligner, names)
     assert torch.allclose(prompter.entities.norm(dim=1), torch.ones(3), atol=1e-6)
     where = draw_cells(4, torch.Generator().manual_seed(2))
-    found = prompter.labels(crop(batch.features, where))
+    found = prompter.labels(batch.features, where)
     with torch.no_grad():
         prompts = [aligner.encode_text(aligner.tokenize([t.format(n) for t in TEMPLATES])) for n in names]
-        vectors = aligner.encode_video(crop(batch.features, where)).pooled
+        vectors = aligner.encode_video(crop(batch.features, where, blank_features())).pooled
+        torch.testing.assert_close(
+            F.normalize(aligner.shares(batch.features).sum(1), dim=-1),
+            aligner.encode_video(batch.features).pooled,
+            rtol=1e-4,
+            atol=1e-5,
+        )
     for label, vector in zip(found, vectors):
         torch.testing.assert_close(
             label, by_hand(vector, prompts, aligner.logit_scale.exp().item()), rtol=1e-4, atol=1e-5
@@ -143,7 +166,7 @@ def test_where_gradients_go_and_do_not(setup_fd237327):
     single, clip, batch = toys()
     prompter = prompter_of(Aligner(clip, frames=2), ["cat", "dog", "owl"])
     kept = {n: p.clone() for n, p in prompter.aligner.state_dict().items()}
-    model = ALPRO(single, prompter, frames=2, sure=0.0)
+    model = ALPRO(clip, single, prompter, frames=2, sure=0.0)
     losses, _ = model(batch, step=0, generator=torch.Generator().manual_seed(5))
     assert set(losses) == {"vtc", "vtm", "mlm", "pem"}
     losses["pem"].backward()
@@ -163,7 +186,7 @@ def test_where_gradients_go_and_do_not(setup_fd237327):
     assert all(
         torch.equal(p, single_before[n]) for n, p in single.state_dict().items()
     )  # the base is copied, not shared
-    without = ALPRO(single, None, entities=3, frames=2)
+    without = ALPRO(clip, single, None, entities=3, frames=2)
     assert set(without(batch, step=0, generator=torch.Generator()).losses) == {"vtc", "vtm", "mlm"}
     model.logit_scale.data.fill_(100.0)
     model.after_step({}, 0)
@@ -174,7 +197,7 @@ def test_where_gradients_go_and_do_not(setup_fd237327):
 def test_regions_are_means_of_their_cells(setup_fd237327):
     toys = setup_fd237327
     single, clip, batch = toys()
-    model = ALPRO(single, None, entities=3, frames=2)
+    model = ALPRO(clip, single, None, entities=3, frames=2)
     cells, where = torch.randn(4, 32, 8), draw_cells(4, torch.Generator().manual_seed(7))
     for b, found in enumerate(model.region(cells, where)):
         mine = [cells[b, 16 * frame + c] for frame in range(2) for c in range(16) if where[b, c]]
@@ -185,7 +208,7 @@ def test_regions_are_means_of_their_cells(setup_fd237327):
 def test_all_four_losses_fall(setup_fd237327):
     toys = setup_fd237327
     single, clip, batch = toys()
-    model = ALPRO(single, prompter_of(Aligner(clip, frames=2), ["cat", "dog", "owl"]), frames=2, sure=0.0)
+    model = ALPRO(clip, single, prompter_of(Aligner(clip, frames=2), ["cat", "dog", "owl"]), frames=2, sure=0.0)
     optimiser, seen = torch.optim.AdamW(model.parameters(), lr=1e-2), []
     for step in range(40):
         losses = model(

@@ -182,3 +182,52 @@ def test_both_towers_learn_and_the_base_stays(setup_8a7c5206):
     model.logit_scale.data.fill_(9.0)
     model.after_step({}, 0)
     assert model.logit_scale.exp().item() == pytest.approx(100, rel=1e-5)
+
+
+@pytest.mark.nb("nbs/5_prompting/27_actionclip.ipynb", "a82c3acd")
+def test_floor():
+    def floor(motions):
+        return 0.5, math.log(2)
+
+    p = torch.tensor([0.5, 0.5] + [1e-12] * 16)
+    assert floor(9)[0] == 0.5 and floor(9)[1] == pytest.approx(float(-p.log()[0]), rel=1e-4)
+
+
+@pytest.mark.nb("nbs/5_prompting/27_actionclip.ipynb", "a82c3acd")
+def test_floor_starter_fails():
+    def floor(motions):
+        return 1 / motions, math.log(motions)
+
+    with pytest.raises(Exception):
+        p = torch.tensor([0.5, 0.5] + [1e-12] * 16)
+        assert floor(9)[0] == 0.5 and floor(9)[1] == pytest.approx(float(-p.log()[0]), rel=1e-4)
+
+
+@pytest.mark.nb("nbs/5_prompting/27_actionclip.ipynb", "6ccde3a5")
+def test_rolled():
+    def rolled(x, share=8):
+        k = x.shape[-1] // share
+        return torch.cat([x[..., :k].roll(1, 1), x[..., k : 2 * k].roll(-1, 1), x[..., 2 * k :]], -1)
+
+    x = torch.randn(2, 5, 3, 16, generator=torch.Generator().manual_seed(8))
+    found = rolled(x)
+    assert (
+        torch.equal(found[:, 0, :, :2], x[:, 4, :, :2])
+        and torch.equal(found[:, 4, :, 2:4], x[:, 0, :, 2:4])
+        and torch.equal(found[:, 1:4], shifted(x)[:, 1:4])
+    )
+
+
+@pytest.mark.nb("nbs/5_prompting/27_actionclip.ipynb", "6ccde3a5")
+def test_rolled_starter_fails():
+    def rolled(x, share=8):
+        return shifted(x, share)
+
+    with pytest.raises(Exception):
+        x = torch.randn(2, 5, 3, 16, generator=torch.Generator().manual_seed(8))
+        found = rolled(x)
+        assert (
+            torch.equal(found[:, 0, :, :2], x[:, 4, :, :2])
+            and torch.equal(found[:, 4, :, 2:4], x[:, 0, :, 2:4])
+            and torch.equal(found[:, 1:4], shifted(x)[:, 1:4])
+        )

@@ -88,3 +88,39 @@ def test_units_and_command(setup_70011ac8):
     assert runs["meanp"]["metrics"]["seen/right"] == pytest.approx(
         runs["meanp"]["metrics"]["seen/shuffled/right"], abs=0.06
     )  # no order: only rounding may differ
+
+
+@pytest.mark.nb("nbs/5_prompting/27b_actionclip_board.ipynb", "bcf85cdb")
+def test_wrong_way():
+    def wrong_way(table):
+        n = np.arange(len(table))
+        return table[n, n ^ 1].sum() / table.sum()
+
+    assert wrong_way(np.array([[3, 1, 0, 0], [2, 2, 0, 0], [0, 1, 3, 0], [0, 0, 2, 2]])) == 5 / 16
+
+
+@pytest.mark.nb("nbs/5_prompting/27b_actionclip_board.ipynb", "bcf85cdb")
+def test_wrong_way_starter_fails():
+    def wrong_way(table):
+        return 1 - np.trace(table) / table.sum()
+
+    with pytest.raises(Exception):
+        assert wrong_way(np.array([[3, 1, 0, 0], [2, 2, 0, 0], [0, 1, 3, 0], [0, 0, 2, 2]])) == 5 / 16
+
+
+@pytest.mark.nb("nbs/5_prompting/27b_actionclip_board.ipynb", "b23b0784")
+def test_reversed_halves():
+    def reversed_halves(x):
+        half = x.shape[1] // 2
+        return torch.cat([x[:, half:], x[:, :half]], 1)
+
+    assert reversed_halves(torch.arange(8.0).reshape(1, 8, 1))[0, :, 0].tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
+
+
+@pytest.mark.nb("nbs/5_prompting/27b_actionclip_board.ipynb", "b23b0784")
+def test_reversed_halves_starter_fails():
+    def reversed_halves(x):
+        return x.flip(1)
+
+    with pytest.raises(Exception):
+        assert reversed_halves(torch.arange(8.0).reshape(1, 8, 1))[0, :, 0].tolist() == [4, 5, 6, 7, 0, 1, 2, 3]

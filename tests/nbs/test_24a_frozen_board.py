@@ -10,7 +10,7 @@ from vlp_course.models.frozen import Frozen
 from vlp_course.models.frozen import VisualPrefix
 from vlp_course.models.frozen import shots_prompt
 from vlp_course.models.frozen import word_scale
-from vlp_course.models.frozen_board import ASKED, BATCH, SHOTS, main
+from vlp_course.frozen_board import ASKED, BATCH, SHOTS, main
 
 
 @pytest.mark.nb("nbs/5_prompting/24a_frozen_board.ipynb", "dda45936")
@@ -29,7 +29,7 @@ def test_captions_learn_through_a_frozen_model():
     from transformers import LlamaConfig, LlamaForCausalLM
     from vlp_course.nn.encoders import ImageEncoder
     from vlp_course.nn.language import wrap
-    import vlp_course.models.frozen_board as board
+    import vlp_course.frozen_board as board
 
     class Letters:
         """A tokenizer that reads the first 14 letters."""

@@ -73,3 +73,74 @@ def test_features_are_those_of_the_frames():
         and (rows == again).all()
         and (rows != other).any()
     )
+
+
+@pytest.mark.nb("nbs/5_prompting/27a1_clip_sets.ipynb", "67baec16")
+def test_megabytes():
+    def megabytes(n):
+        return n // 2 * 8 * 12288 * 2 / 1e6
+
+    rows = np.zeros((6, FRAMES, WIDTH), np.float16)
+    assert megabytes(12) == pytest.approx(rows.nbytes / 1e6) and megabytes(4032) == pytest.approx(396.36, abs=0.01)
+
+
+@pytest.mark.nb("nbs/5_prompting/27a1_clip_sets.ipynb", "67baec16")
+def test_megabytes_starter_fails():
+    def megabytes(n):
+        return n * 8 * 12288 * 2 / 1e6
+
+    with pytest.raises(Exception):
+        rows = np.zeros((6, FRAMES, WIDTH), np.float16)
+        assert megabytes(12) == pytest.approx(rows.nbytes / 1e6) and megabytes(4032) == pytest.approx(396.36, abs=0.01)
+
+
+@pytest.mark.nb("nbs/5_prompting/27a1_clip_sets.ipynb", "6a7ce4be")
+def test_every_other(setup_2f77180d):
+    fake = setup_2f77180d
+
+    def every_other(clips, indices):
+        return clips.batch(indices).features[:, ::2]
+
+    clips = ClipSet("test", 10, features=fake)
+    found = every_other(clips, [6, 7])
+    assert torch.equal(found[0], torch.from_numpy(fake[3, ::2]).float()) and torch.equal(
+        found[1], torch.from_numpy(fake[3, ::-1][::2].copy()).float()
+    )
+    assert not torch.equal(found[0], found[1].flip(0))  # frames 1 3 5 7 of the twin are 8 6 4 2 of the clip
+
+
+@pytest.mark.nb("nbs/5_prompting/27a1_clip_sets.ipynb", "6a7ce4be")
+def test_every_other_starter_fails(setup_2f77180d):
+    fake = setup_2f77180d
+
+    def every_other(clips, indices):
+        return clips.batch(indices).features
+
+    with pytest.raises(Exception):
+        clips = ClipSet("test", 10, features=fake)
+        found = every_other(clips, [6, 7])
+        assert torch.equal(found[0], torch.from_numpy(fake[3, ::2]).float()) and torch.equal(
+            found[1], torch.from_numpy(fake[3, ::-1][::2].copy()).float()
+        )
+        assert not torch.equal(found[0], found[1].flip(0))  # frames 1 3 5 7 of the twin are 8 6 4 2 of the clip
+
+
+@pytest.mark.nb("nbs/5_prompting/27a1_clip_sets.ipynb", "eed751b1")
+def test_apart():
+    def apart(count, batch, rng):
+        return 2 * rng.choice(count // 2, batch, replace=False) + rng.integers(2, size=batch)
+
+    rng = np.random.default_rng(0)
+    drawn = [apart(12, 6, rng) for _ in range(200)]
+    assert all(sorted(d // 2) == list(range(6)) for d in drawn) and 0.4 < np.mean(np.concatenate(drawn) % 2) < 0.6
+
+
+@pytest.mark.nb("nbs/5_prompting/27a1_clip_sets.ipynb", "eed751b1")
+def test_apart_starter_fails():
+    def apart(count, batch, rng):
+        return rng.choice(count, batch, replace=False)
+
+    with pytest.raises(Exception):
+        rng = np.random.default_rng(0)
+        drawn = [apart(12, 6, rng) for _ in range(200)]
+        assert all(sorted(d // 2) == list(range(6)) for d in drawn) and 0.4 < np.mean(np.concatenate(drawn) % 2) < 0.6

@@ -29,6 +29,31 @@ from vlp_course.data.clips import (
 )
 
 
+@pytest.fixture(scope="module")
+def setup_383a246d():
+    def rule(values, backward):
+        """The best threshold on one number, either way round, chosen on the first half of the clips and scored on the second."""
+        half, best = len(values) // 2, (0, 0.0, 1)
+        for cut in np.quantile(values[:half], np.linspace(0.05, 0.95, 19)):
+            for sign in (1, -1):
+                best = max(best, (np.mean((sign * (values[:half] - cut) > 0) == backward[:half]), cut, sign))
+        return np.mean((best[2] * (values[half:] - best[1]) > 0) == backward[half:])
+
+    def boxes_of(motion, count=400):
+        """Boxes of the acting object in clips of a motion: (clips, frames, 4), and which clips are played backward."""
+        each = list(MOTIONS).index(motion)
+        indices = [2 * (each + len(MOTIONS) * n) + n % 2 for n in range(count)]  # one of each two twins
+        tracks = [(shot("train", 9, i // 2), i % 2) for i in indices]
+        rows = [
+            np.concatenate([at, at + side[:, None]], 1)[:: -1 if back else 1]
+            for s, back in tracks
+            for at, side in [corners(s.track, s.centre)]
+        ]
+        return np.array(rows), np.array([back for _, back in tracks], bool)
+
+    return boxes_of, rule
+
+
 @pytest.mark.nb("nbs/5_prompting/27a_clips.ipynb", "201b9197")
 def test_actions_are_pairs_of_known_words():
     assert len(ACTIONS) == 18 and len(HELD_OUT_ACTIONS) == 6 and len(set(ACTIONS + HELD_OUT_ACTIONS)) == 24
@@ -199,3 +224,83 @@ def test_splits_keep_their_promises():
 def test_index_is_checked():
     with pytest.raises(ValueError, match="number -1 of twins must be 0 or more"):
         clip("test", 0, -1)
+
+
+@pytest.mark.nb("nbs/5_prompting/27a_clips.ipynb", "f78dacdf")
+def test_a_frame_at_random_does_not_tell_the_direction(setup_383a246d):
+    boxes_of, rule = setup_383a246d
+    rng = np.random.default_rng(0)
+    for motion, edge in (("right", 0), ("down", 1), ("grow", 2)):
+        boxes, backward = boxes_of(motion, 600)
+        value = boxes[..., 2] - boxes[..., 0] if motion == "grow" else boxes[..., edge]
+        blind = rule(value[np.arange(600), rng.integers(FRAMES, size=600)], backward)
+        order = rule(value[:, -1] - value[:, 0], backward)  # who compares the ends knows all
+        assert 0.41 < blind < 0.59 and order == 1  # 300 coins: 0.5 +- 0.087 in 997 of 1,000 cases
+
+
+@pytest.mark.nb("nbs/5_prompting/27a_clips.ipynb", "f6154e7f")
+def test_ceiling():
+    def ceiling(directed, undirected):
+        return (directed / 2 + undirected) / (directed + undirected)
+
+    assert ceiling(100, 0) == 0.5 and ceiling(0, 30) == 1 and ceiling(60, 40) == pytest.approx(0.7)
+
+
+@pytest.mark.nb("nbs/5_prompting/27a_clips.ipynb", "f6154e7f")
+def test_ceiling_starter_fails():
+    def ceiling(directed, undirected):
+        return 1.0
+
+    with pytest.raises(Exception):
+        assert ceiling(100, 0) == 0.5 and ceiling(0, 30) == 1 and ceiling(60, 40) == pytest.approx(0.7)
+
+
+@pytest.mark.nb("nbs/5_prompting/27a_clips.ipynb", "f233cc7d")
+def test_spiral():
+    def spiral(u):
+        radius, angle = 5 + 25 * (u + 0.5), 2 * np.pi * (u + 0.5)
+        return radius * np.cos(angle), radius * np.sin(angle)
+
+    x, y = spiral(np.linspace(-0.5, 0.5, FRAMES))
+    assert np.hypot(x, y)[[0, -1]].tolist() == pytest.approx([5, 30]) and (x[:-1] * y[1:] - y[:-1] * x[1:] > 0).all()
+
+
+@pytest.mark.nb("nbs/5_prompting/27a_clips.ipynb", "f233cc7d")
+def test_spiral_starter_fails():
+    def spiral(u):
+        return 0 * u, 0 * u
+
+    with pytest.raises(Exception):
+        x, y = spiral(np.linspace(-0.5, 0.5, FRAMES))
+        assert (
+            np.hypot(x, y)[[0, -1]].tolist() == pytest.approx([5, 30]) and (x[:-1] * y[1:] - y[:-1] * x[1:] > 0).all()
+        )
+
+
+@pytest.mark.nb("nbs/5_prompting/27a_clips.ipynb", "000b9f16")
+def test_leak():
+    def leak(length, room):
+        free = room - length  # to the right: starts in [0, free]; to the left: in [length, room]
+        overlap = max(0, free - length)  # where both can start, it is a coin
+        return 1 - overlap / free / 2
+
+    rng = np.random.default_rng(0)
+    for length, room in ((20, 100), (50, 90), (40, 128)):
+        right = rng.random(20000) < 0.5
+        start = np.where(right, 0, length) + rng.random(20000) * (room - length)
+        guess = start < room / 2
+        assert leak(length, room) == pytest.approx(np.mean(guess == right), abs=0.012)
+
+
+@pytest.mark.nb("nbs/5_prompting/27a_clips.ipynb", "000b9f16")
+def test_leak_starter_fails():
+    def leak(length, room):
+        return 0.5
+
+    with pytest.raises(Exception):
+        rng = np.random.default_rng(0)
+        for length, room in ((20, 100), (50, 90), (40, 128)):
+            right = rng.random(20000) < 0.5
+            start = np.where(right, 0, length) + rng.random(20000) * (room - length)
+            guess = start < room / 2
+            assert leak(length, room) == pytest.approx(np.mean(guess == right), abs=0.012)

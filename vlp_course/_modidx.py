@@ -797,6 +797,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vlp_course.lab.html_table': ('6_lab/leaderboard.html#html_table', 'vlp_course/lab.py'),
                                 'vlp_course.lab.read_results': ('6_lab/leaderboard.html#read_results', 'vlp_course/lab.py'),
                                 'vlp_course.lab.record_board': ('6_lab/leaderboard.html#record_board', 'vlp_course/lab.py'),
+                                'vlp_course.lab.record_tuned': ('6_lab/leaderboard.html#record_tuned', 'vlp_course/lab.py'),
                                 'vlp_course.lab.result_path': ('6_lab/leaderboard.html#result_path', 'vlp_course/lab.py'),
                                 'vlp_course.lab.save_json': ('6_lab/leaderboard.html#save_json', 'vlp_course/lab.py'),
                                 'vlp_course.lab.scaled': ('6_lab/leaderboard.html#scaled', 'vlp_course/lab.py'),

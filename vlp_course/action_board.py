@@ -7,7 +7,7 @@ __all__ = ['ROWS', 'TESTS', 'CLIPS', 'TEST', 'STEPS', 'BATCH', 'SEEDS', 'RATE_SE
            'build', 'trained', 'scores', 'right', 'marks', 'chosen', 'run_unit', 'main']
 
 # %% ../nbs/5_prompting/27b_actionclip_board.ipynb #a66b09ef
-import argparse, sys, time
+import time
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .data.clip_sets import Clips, ClipSet, clip_features
 from .data.clips import ACTIONS, HELD_OUT_ACTIONS
 from .data.snippets import shuffled
 from .finetune import cosine, parameter_groups, train_steps
-from .lab import read_results, record_board
+from .lab import read_results, record_tuned
 from .models.clip import CLIP
 from .models.actionclip import ENSEMBLES, ActionCLIP, Conv1D, Frames, Joint, MeanP, Shift, Transf, ensemble
 from .nn.backbone import native_bf16
@@ -144,14 +144,9 @@ def run_unit(name: str, seed: int, results: Path) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """python -m vlp_course.action_board --tune, then the same without; options of record_board follow."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    own, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    names = [f"meanp@{lr:g}" for lr in RATES] if own.tune else list(ROWS)
-    record_board(f"actions{'-rates' * own.tune}", names, lambda row, seed, runs: run_unit(row, seed, own.results), [*rest, "--results", str(own.results)],
-                 seeds=(RATE_SEED,) if own.tune else SEEDS, once=["untrained"])
+    """python -m vlp_course.action_board --tune, then the same without; options of record_tuned follow."""
+    record_tuned("actions", ROWS, [f"meanp@{lr:g}" for lr in RATES], lambda row, seed, runs, results: run_unit(row, seed, results), arguments, seeds=SEEDS,
+                 tuning=(RATE_SEED,), once=("untrained",))
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

@@ -8,7 +8,7 @@ __all__ = ['NOUNS', 'ROWS', 'CLIPS', 'TEST', 'STEPS', 'PROMPTER_STEPS', 'BATCH',
            'regions', 'matches', 'marks', 'chosen', 'run_unit', 'sure_share', 'main']
 
 # %% ../nbs/5_prompting/28b_alpro_board.ipynb #5df0825b
-import argparse, sys, time
+import time
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .data.pairs import MASK, Tokenized
 from .data.scenes import SIDE
 from .data.snippets import shuffled
 from .finetune import cosine, linear_probe, parameter_groups, train_steps
-from .lab import read_results, record_board
+from .lab import read_results, record_tuned
 from .models.alpro import ALPRO, SURE, Aligner, Prompter, draw_cells, prompter_of
 from .nn.backbone import native_bf16
 from .nn.encoders import Tokens
@@ -202,14 +202,9 @@ def sure_share(prompter: Prompter, count: int = 252) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """python -m vlp_course.alpro_board --tune, then the same without; options of record_board follow."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    own, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    names = [f"no-pem@{lr:g}" for lr in RATES] if own.tune else list(ROWS)
-    record_board(f"alpro{'-rates' * own.tune}", names, lambda row, seed, runs: run_unit(row, seed, own.results), [*rest, "--results", str(own.results)],
-                 seeds=(RATE_SEED,) if own.tune else SEEDS)
+    """python -m vlp_course.alpro_board --tune, then the same without; options of record_tuned follow."""
+    record_tuned("alpro", ROWS, [f"no-pem@{lr:g}" for lr in RATES], lambda row, seed, runs, results: run_unit(row, seed, results), arguments, seeds=SEEDS,
+                 tuning=(RATE_SEED,), once=("untrained",))
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

@@ -7,7 +7,7 @@ __all__ = ['ROWS', 'TESTS', 'COUNT', 'READING', 'SEEDS', 'RATE_SEED', 'RATES', '
            'recipe_of', 'trained', 'describe_all', 'surprise', 'marks', 'chosen', 'run_unit', 'main']
 
 # %% ../nbs/5_prompting/26a_mantis_board.ipynb #2dce066e
-import argparse, sys, time
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .caption_scores import bleu, caption_scores, cider, truths_of
 from .data.grammar import COLOURS, GROUNDS, NOUNS, NUMBERS, SHAPES, SIZES, plural
 from .evaluate import SETS
 from .finetune import freeze
-from .lab import read_results, record_board
+from .lab import read_results, record_tuned
 from .models.mantis import READS, Mantis, Products, build
 from .nn.backbone import native_bf16, scene_features
 from .rows import TRAIN, versions
@@ -137,14 +137,9 @@ def run_unit(name: str, seed: int, results: Path) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """python -m vlp_course.mantis_board --tune, then the same without; options of record_board follow."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    own, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    names = [f"{row}@{lr:g}" for row, rates in RATES.items() for lr in rates] if own.tune else list(ROWS)
-    record_board(f"mantis{'-rates' * own.tune}", names, lambda row, seed, runs: run_unit(row, seed, own.results), [*rest, "--results", str(own.results)],
-                 seeds=(RATE_SEED,) if own.tune else SEEDS)
+    """python -m vlp_course.mantis_board --tune, then the same without; options of record_tuned follow."""
+    names = [f"{row}@{lr:g}" for row, rates in RATES.items() for lr in rates]
+    record_tuned("mantis", ROWS, names, lambda row, seed, runs, results: run_unit(row, seed, results), arguments, seeds=SEEDS, tuning=(RATE_SEED,))
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

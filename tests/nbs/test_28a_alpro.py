@@ -183,6 +183,7 @@ def test_where_gradients_go_and_do_not(setup_fd237327):
     single_before = copy.deepcopy(single.state_dict())
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
     sum(model(batch, step=1, generator=torch.Generator().manual_seed(6)).losses.values()).backward(), optimiser.step()
+    assert all(torch.equal(p, kept[n]) for n, p in prompter.aligner.state_dict().items())  # after a step, too
     assert all(
         torch.equal(p, single_before[n]) for n, p in single.state_dict().items()
     )  # the base is copied, not shared
@@ -191,6 +192,9 @@ def test_where_gradients_go_and_do_not(setup_fd237327):
     model.logit_scale.data.fill_(100.0)
     model.after_step({}, 0)
     assert model.logit_scale.exp().item() == pytest.approx(1000, rel=1e-4)
+    model.logit_scale.data.fill_(-3.0)
+    model.after_step({}, 0)
+    assert model.logit_scale.exp().item() == pytest.approx(2, rel=1e-4)  # temperature 0.5
 
 
 @pytest.mark.nb("nbs/5_prompting/28a_alpro.ipynb", "97271ded")

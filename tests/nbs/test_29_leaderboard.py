@@ -26,6 +26,7 @@ from vlp_course.lab import (
     html_table,
     read_results,
     record_board,
+    record_tuned,
     result_path,
     save_json,
     scaled,
@@ -54,6 +55,31 @@ def setup_c24f0f81():
         }
 
     return made_up
+
+
+@pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "fe950cfa")
+def test_trials_have_a_board_and_seeds_of_their_own():
+    with tempfile.TemporaryDirectory() as folder:
+        made, run = [], lambda row, seed, runs, results: made.append((row, seed, results)) or {"metrics": {}}
+        command = lambda *words: record_tuned(
+            "toy",
+            ("a", "d"),
+            ("a@1", "a@2"),
+            run,
+            [*words, "--results", folder],
+            seeds=(0, 1),
+            tuning=(9,),
+            once=("d",),
+        )
+        command("--tune"), command("--rows", "a"), command()
+        assert [unit[:2] for unit in made] == [("a@1", 9), ("a@2", 9), ("a", 0), ("a", 1), ("d", 0)] and {
+            unit[2] for unit in made
+        } == {Path(folder)}
+        assert {p.parent.name for p in Path(folder).glob("*/a@*")} == {"toy-rates"} and len(
+            list(Path(folder, "toy").iterdir())
+        ) == 3
+        with pytest.raises(SystemExit):
+            command("--tune", "--rows", "a")  # a row is no trial
 
 
 @pytest.mark.nb("nbs/6_lab/29_leaderboard.ipynb", "9d849fc3")

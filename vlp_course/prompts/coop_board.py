@@ -7,7 +7,7 @@ __all__ = ['ROWS', 'STEPS', 'WORDS', 'SPLITS', 'TUNING', 'Answer', 'CELLS', 'Row
            'score', 'base_to_new', 'chosen', 'run_unit', 'main', 'difference', 'claim_18']
 
 # %% ../../nbs/5_prompting/22a_coop_board.ipynb #72777d32
-import argparse, copy, sys, time
+import copy, time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..bases import load_base
 from ..finetune import linear_probe
-from ..lab import read_results, record_board
+from ..lab import read_results, record_tuned
 from ..models.clip import CLIP
 from ..models.clip_whole import zero_shot_weights
 from .coop import CoCoOp, CoOp, base_and_new, course_tower, fit, harmonic_mean
@@ -156,15 +156,9 @@ def run_unit(row: str, seed: int, runs: Path, results: Path) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """python -m vlp_course.prompts.coop_board --tune, then the same without; options of record_board follow."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    own, rest = parser.parse_known_args(arguments)
-    names = [f"{r.name}@{v:g}" for r in ROWS for v in r.grid if len(r.grid) > 1] if own.tune else [r.name for r in ROWS]
-    record_board(f"prompts-vision{'-rates' * own.tune}", names, lambda row, seed, runs: run_unit(row, seed, runs, own.results),
-                 [*rest, "--results", str(own.results)], seeds=TUNING if own.tune else SPLITS)
+    """python -m vlp_course.prompts.coop_board --tune, then the same without; options of record_tuned follow."""
+    names = [f"{r.name}@{v:g}" for r in ROWS for v in r.grid if len(r.grid) > 1]
+    record_tuned("prompts-vision", [r.name for r in ROWS], names, run_unit, arguments, seeds=SPLITS, tuning=TUNING)
 
 
 if __name__ == "__main__" and "__file__" in globals():      # as a command, not as a notebook cell

@@ -7,7 +7,7 @@ __all__ = ['BATCH', 'STEPS', 'TEST', 'RATES', 'SHARES', 'RATE_SEED', 'SEEDS', 'R
            'best_rate', 'examine', 'run_unit', 'main']
 
 # %% ../../nbs/5_prompting/25b_fuse_board.ipynb #86370e64
-import argparse, sys, time
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..bases import load_base
 from ..data.snippets import shuffled
 from ..finetune import train_steps
-from ..lab import read_results, record_board
+from ..lab import read_results, record_tuned
 from ..nn.language import smollm
 from .fuse import Fused
 from .fuse_methods import BLACK, CHOICES, LENGTH, Items, contestant, draw, half, pictures, pieces, pooled, probe, shares
@@ -126,13 +126,9 @@ def run_unit(row: str, seed: int, results: Path) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """python -m vlp_course.prompts.fuse_board --tune, then the same without; options of record_board follow."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    own, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    record_board(f"prompts-fuse{'-rates' * own.tune}", TRIALS if own.tune else ROWS, lambda row, seed, runs: run_unit(row, seed, own.results),
-                 [*rest, "--results", str(own.results)], seeds=(RATE_SEED,) if own.tune else SEEDS, once=("full-128", "zero"))
+    """python -m vlp_course.prompts.fuse_board --tune, then the same without; options of record_tuned follow."""
+    record_tuned("prompts-fuse", ROWS, TRIALS, lambda row, seed, runs, results: run_unit(row, seed, results), arguments, seeds=SEEDS, tuning=(RATE_SEED,),
+                 once=("full-128", "zero"))
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

@@ -7,7 +7,7 @@ __all__ = ['STEPS', 'TESTS', 'METHODS', 'SIZES', 'SEEDS', 'RATE_SEED', 'RATE_SIZ
            'TRIALS', 'held_texts', 'zero_shot', 'measure', 'examine', 'row_name', 'best_rate', 'run_unit', 'main']
 
 # %% ../../nbs/5_prompting/21d_text_board.ipynb #8bf588d1
-import argparse, sys, time
+import time
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.snippets import DOMAINS, Snippets, few_shot, in_batches, load_snippets
-from ..lab import read_results, record_board
+from ..lab import read_results, record_tuned
 from .text_methods import RATES, Classifier, adapt, language, train_classifier
 from ..rows import versions
 
@@ -108,13 +108,9 @@ def run_unit(row: str, seed: int, results: Path) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """python -m vlp_course.prompts.text_board --tune, then the same without; options of record_board follow."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    own, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    record_board(f"prompts-text{'-rates' * own.tune}", TRIALS if own.tune else ROWS, lambda row, seed, runs: run_unit(row, seed, own.results),
-                 [*rest, "--results", str(own.results)], seeds=(RATE_SEED,) if own.tune else SEEDS, once=[row_name(**unit) for unit in HAND])
+    """python -m vlp_course.prompts.text_board --tune, then the same without; options of record_tuned follow."""
+    record_tuned("prompts-text", ROWS, TRIALS, lambda row, seed, runs, results: run_unit(row, seed, results), arguments, seeds=SEEDS, tuning=(RATE_SEED,),
+                 once=[row_name(**unit) for unit in HAND])
 
 
 if __name__ == "__main__" and "__file__" in globals():      # not in a notebook

@@ -127,11 +127,13 @@ def test_what_each_strategy_leaves_alone():
 @pytest.mark.nb("nbs/2_transfer/08a_regimes.ipynb", "444be08c")
 def test_lpft_starts_as_its_probe():
     pictures, labels = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8), torch.arange(20) % 10
-    table = stage_means(trunk(True), pictures)[8]
-    head = linear_probe(table, labels, 10)
+    table, head = (
+        stage_means(trunk(True), pictures)[8],
+        torch.nn.Linear(1280, 10),
+    )  # a probe of noise has weights of thousands, which amplify rounding
     net = trained("lpft", pictures, labels, 1e-9, 0, head, steps=3).eval()
     with torch.no_grad():
-        torch.testing.assert_close(net(as_input(pictures)), head(table), rtol=0, atol=1e-3)
+        torch.testing.assert_close(net(as_input(pictures)), head(table), rtol=0, atol=1e-4)
     moving = trained("finetune", pictures, labels, 1e-9, 0, steps=3)
     assert (moving.bn1.running_mean - net.bn1.running_mean).abs().max() > 1e-3
 

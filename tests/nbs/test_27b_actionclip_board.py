@@ -14,7 +14,7 @@ from vlp_course.lab import read_results
 from vlp_course.models.clip import CLIP
 from vlp_course.nn.encoders import ImageEncoder
 from vlp_course.nn.encoders import TextEncoder
-from vlp_course.action_board import ORDERS, TESTS, build, main, right, run_unit, trained
+from vlp_course.action_board import ORDERS, TESTS, build, chosen, main, right, run_unit, trained
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ def test_right_answers_and_right_motions(setup_70011ac8):
         held = torch.from_numpy(few("actions").actions) - 18
         assert right(F.one_hot(held, 6).float(), "actions") == (1.0, 1.0)
     x = torch.arange(16.0).reshape(2, 8, 1)
-    assert torch.equal(ORDERS["one frame/"](x, None), x[:, :1].expand(-1, 8, -1)) and torch.equal(
-        ORDERS["shuffled/"](x, torch.Generator().manual_seed(0)).sort(1).values, x
-    )
+    assert torch.equal(ORDERS["shuffled/"](x, torch.Generator().manual_seed(0)).sort(1).values, x)
+    one = ORDERS["one frame/"](x.repeat(40, 1, 1), torch.Generator().manual_seed(0))
+    assert (one == one[:, :1]).all() and len(one[::2].unique()) == 8  # each frame is drawn at times
     assert all(
         a.split()[0] == b.split()[0] or "hidden" in a for a, b in zip(ACTIONS[::2], ACTIONS[1::2])
     )  # twins stand side by side
@@ -59,6 +59,30 @@ def test_right_answers_and_right_motions(setup_70011ac8):
 
 
 @pytest.mark.nb("nbs/5_prompting/27b_actionclip_board.ipynb", "0a1f386c")
+def test_what_is_new_learns_faster(setup_70011ac8):
+    HERE, few, small_base = setup_70011ac8
+    with mock.patch.multiple(HERE, clips_of=few, load_base=small_base), mock.patch(f"{HERE}.train_steps") as steps:
+        for row, new in {
+            "transf": {"after", "logit_scale"},
+            "joint": {"time", "logit_scale"},
+            "meanp": {"logit_scale"},
+            "classifier": {"after", "head"},
+        }.items():
+            model, _ = trained(row, 0, 0.01)
+            names = {p: name for name, p in model.named_parameters()}
+            fast = {
+                names[p].removeprefix("video.").split(".")[0]
+                for g in steps.call_args[0][1]
+                if g["lr"] == pytest.approx(0.05)
+                for p in g["params"]
+            }
+            slow = {p for g in steps.call_args[0][1] if g["lr"] == pytest.approx(0.01) for p in g["params"]}
+            assert fast == new and len(slow) + sum(
+                len(g["params"]) for g in steps.call_args[0][1] if g["lr"] == pytest.approx(0.05)
+            ) == len(names)
+
+
+@pytest.mark.nb("nbs/5_prompting/27b_actionclip_board.ipynb", "fc1838fa")
 def test_units_and_command(setup_70011ac8):
     HERE, few, small_base = setup_70011ac8
     with (
@@ -66,9 +90,19 @@ def test_units_and_command(setup_70011ac8):
         mock.patch.multiple(HERE, clips_of=few, load_base=small_base, STEPS=2, BATCH=6),
         mock.patch(f"{HERE}.trained", lambda row, seed, lr, real=trained: real(row, seed, lr, 2)),
     ):
-        with pytest.raises(ValueError, match="no rate is tuned in .*: run python -m vlp_course.action_board --tune"):
+        with pytest.raises(
+            ValueError, match="no rate of meanp is tuned in .*: run python -m vlp_course.action_board --tune"
+        ):
             run_unit("meanp", 0, Path(name))
         main(["--tune", "--results", name])
+        tried = read_results(Path(name), "actions-rates")
+        assert (
+            len(tried) == 18
+            and chosen(Path(name), "shift")
+            == max((r for r in tried if r["row"].startswith("shift")), key=lambda r: r["metrics"]["val/right"])[
+                "config"
+            ]["lr"]
+        )
         main(["--rows", "meanp", "shift", "joint", "classifier", "untrained", "--seeds", "0", "--results", name])
         runs = {r["row"]: r for r in read_results(Path(name), "actions")}
     assert (

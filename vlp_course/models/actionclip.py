@@ -20,7 +20,7 @@ from ..data.clip_sets import Clips
 from ..data.clips import ACTIONS, HELD_OUT_ACTIONS
 from ..data.pairs import Tokenized
 from .clip import CLIP
-from ..nn.encoders import ImageEncoder, Out, Block, grid_tokens
+from ..nn.encoders import Block, ImageEncoder, Out, grid_tokens, sine_positions
 
 # %% ../../nbs/5_prompting/27_actionclip.ipynb #3d2f1551
 TEMPLATES = ("a picture of {}", "a video of {}", "{}", "a thing {}", "it is {}", "one can see {}", "a sticker {}", "look at it {}", "{} on a white ground", "{} in a picture",
@@ -57,15 +57,17 @@ class MeanP(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """A convolution along time, each channel by itself, added to the frames; begins as nothing."""
+    """A convolution along time, each channel by itself, added to the frames; begins as a shift of a quarter of the channels either way."""
 
-    def __init__(self, dim: int, size: int = 3):
+    def __init__(self, dim: int):
         super().__init__()
-        self.conv = nn.Conv1d(dim, dim, size, padding=size // 2, groups=dim)
-        nn.init.zeros_(self.conv.weight), nn.init.zeros_(self.conv.bias)
+        self.conv = nn.Conv1d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        tap = torch.ones(dim, dtype=torch.long)
+        tap[:dim // 4], tap[-(dim // 4):] = 0, 2                                      # from the frame before, from the frame after
+        self.conv.weight = nn.Parameter(F.one_hot(tap, 3)[:, None].float())
 
     def forward(self, x: Float[Tensor, "batch frames dim"]) -> Float[Tensor, "batch dim"]:
-        return (x + F.gelu(self.conv(x.transpose(1, 2))).transpose(1, 2)).mean(1)
+        return (x + self.conv(x.transpose(1, 2)).transpose(1, 2)).mean(1)
 
 
 class Transf(nn.Module):
@@ -73,7 +75,7 @@ class Transf(nn.Module):
 
     def __init__(self, dim: int, heads: int = 4, layers: int = 2, frames: int = 8):
         super().__init__()
-        self.position, self.blocks = nn.Parameter(0.02 * torch.randn(frames, dim)), nn.ModuleList(Block(dim, heads) for _ in range(layers))
+        self.position, self.blocks = nn.Parameter(0.7 * sine_positions(frames, dim)), nn.ModuleList(Block(dim, heads) for _ in range(layers))
 
     def forward(self, x: Float[Tensor, "batch frames dim"]) -> Float[Tensor, "batch dim"]:
         """Raises ValueError for more frames than there are positions."""
@@ -95,38 +97,46 @@ def shifted(x: Float[Tensor, "batch frames cells dim"], share: int = 8) -> Float
 class Tower(nn.Module):
     """The parts of a picture tower, for heirs that put time into it."""
 
-    def __init__(self, tower: ImageEncoder, frames: int = 8):
+    def __init__(self, tower: ImageEncoder):
         super().__init__()
         self.tower = copy.deepcopy(tower)
-        self.time = nn.Parameter(torch.zeros(frames, len(tower.norm.weight)))
 
     def cells(self, features: Float[Tensor, "batch frames feature"]) -> Float[Tensor, "batch frames 16 dim"]:
         """Cells of all frames before the layers."""
         x = self.tower.project(self.tower.norm_in(grid_tokens(features.flatten(0, 1)))) + self.tower.position
         return x.unflatten(0, features.shape[:2])
 
-    def pooled(self, x: Float[Tensor, "rows cells dim"]) -> Float[Tensor, "rows dim"]:
-        """Rows of cells through the layers, and their summary."""
-        for block in self.tower.blocks:
-            x = block(x)
+    def summary(self, x: Float[Tensor, "rows cells dim"]) -> Float[Tensor, "rows dim"]:
+        """What the tower makes of rows of cells after its layers."""
         x = self.tower.norm(x)
         return self.tower.pool(x, x.new_ones(x.shape[:2], dtype=torch.bool))
 
 
 class Shift(Tower):
-    """Channels of the cells come from the neighbouring frames; each frame by itself after that, then the mean."""
+    """Before each layer, channels of the cells come from the neighbouring frames; then the mean over time."""
 
     def forward(self, features: Float[Tensor, "batch frames feature"]) -> Float[Tensor, "batch dim"]:
-        x = shifted(self.cells(features))
-        return self.pooled(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+        """One vector a clip."""
+        x = self.cells(features)
+        for block in self.tower.blocks:
+            x = block(shifted(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.summary(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 
 class Joint(Tower):
     """Cells of all frames in one row of tokens, with a vector for each time."""
 
+    def __init__(self, tower: ImageEncoder, frames: int = 8):
+        super().__init__(tower)
+        self.time = nn.Parameter(0.7 * sine_positions(frames, len(tower.norm.weight)))
+
     def forward(self, features: Float[Tensor, "batch frames feature"]) -> Float[Tensor, "batch dim"]:
+        """One vector a clip."""
         x = self.cells(features)
-        return self.pooled((x + self.time[:x.shape[1], None]).flatten(1, 2))
+        x = (x + self.time[:x.shape[1], None]).flatten(1, 2)
+        for block in self.tower.blocks:
+            x = block(x)
+        return self.summary(x)
 
 # %% ../../nbs/5_prompting/27_actionclip.ipynb #cae15064
 NAMES = ACTIONS + HELD_OUT_ACTIONS
@@ -139,7 +149,8 @@ class ActionCLIP(nn.Module):
         super().__init__()
         self.video, self.text_encoder = video, copy.deepcopy(clip.text_encoder)
         self.video_project, self.text_project = copy.deepcopy(clip.image_project), copy.deepcopy(clip.text_project)
-        self.logit_scale, self.vocabulary, self.names = nn.Parameter(clip.logit_scale.detach().clone()), clip.vocabulary, tuple(names)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))              # CLIP's own has grown for captions that it knows
+        self.vocabulary, self.names = clip.vocabulary, tuple(names)
 
     def tokenize(self, texts: list[str]) -> Tokenized:
         """Word ids and mask. Raises ValueError for an empty text or one that is too long."""

@@ -24,7 +24,8 @@ from .data.snippets import shuffled
 from .finetune import cosine, parameter_groups, train_steps
 from .lab import read_results, record_tuned
 from .models.clip import CLIP
-from .models.actionclip import ENSEMBLES, ActionCLIP, Conv1D, Frames, Joint, MeanP, Shift, Transf, ensemble
+from .models.actionclip import ENSEMBLES, ActionCLIP, ensemble
+from .models.frames import Conv1D, Frames, Joint, MeanP, Shift, Transf
 from .nn.backbone import native_bf16
 from .nn.encoders import Out
 from .rows import versions
@@ -33,7 +34,7 @@ from .rows import versions
 ROWS = {"transf": "Transformer, after", "conv1d": "convolution, after", "meanp": "mean, after", "shift": "shift, in between", "joint": "joint tokens, before",
         "classifier": "classifier, no sentences", "untrained": "CLIP as it is"}
 TESTS = {"seen": ("test", "noto"), "nouns": ("nouns", "noto"), "twemoji": ("test", "twemoji"), "actions": ("actions", "noto"), "val": ("val", "noto")}
-CLIPS, TEST, STEPS, BATCH, SEEDS, RATE_SEED, RATES = 4032, 504, 400, 32, range(5), 10, (6e-4, 2e-3, 6e-3)
+CLIPS, TEST, STEPS, BATCH, SEEDS, RATE_SEED, RATES = 4032, 504, 400, 32, range(5), 10, (2e-4, 6e-4, 2e-3, 6e-3)
 TRAINED, NEW = ("video.tower", "text_encoder", "video_project", "text_project"), 5       # what CLIP brings; what is new learns five times as fast
 
 

@@ -97,7 +97,7 @@ def test_units_and_command(setup_70011ac8):
         main(["--tune", "--results", name])
         tried = read_results(Path(name), "actions-rates")
         assert (
-            len(tried) == 18
+            len(tried) == 24
             and chosen(Path(name), "shift")
             == max((r for r in tried if r["row"].startswith("shift")), key=lambda r: r["metrics"]["val/right"])[
                 "config"

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import tempfile
 import torch
+import torch.nn.functional as F
 from pathlib import Path
 from torch import nn
 from unittest import mock
 from vlp_course.data.clip_sets import ClipSet
 from vlp_course.data.pairs import course_vocabulary
 from vlp_course.lab import read_results
+from vlp_course.models.alpro import Prompter
 from vlp_course.models.clip import CLIP
 from vlp_course.models.fusion import SingleStream
 from vlp_course.nn.encoders import ImageEncoder
@@ -17,10 +19,12 @@ from vlp_course.nn.encoders import TextEncoder
 from vlp_course.nn.encoders import Tokens
 from vlp_course.nn.fusion import MergedEncoder
 from vlp_course.alpro_board import (
+    Swapped,
     clips_of,
     four_of,
     main,
     overlaps,
+    own_of_two,
     pointing,
     run_unit,
     student,
@@ -78,7 +82,7 @@ def test_a_model_that_knows_where_things_are(setup_73097df7):
 
         def __init__(self, part, right=True):
             super().__init__()
-            at, nouns, cells = things(part)
+            at, nouns, cells, _ = things(part)
             self.names, self.table = sorted(set(nouns)), torch.eye(len(set(nouns)))
             self.cells = torch.zeros(len(clips_of(part)), 4, 16, len(self.names))
             for i, noun, where in zip(at, nouns, cells):
@@ -93,8 +97,13 @@ def test_a_model_that_knows_where_things_are(setup_73097df7):
             knower = Knower("test", right)
             with mock.patch(f"{HERE}.seen_of", lambda model, part: Tokens(None, model.cells.flatten(1, 2), None)):
                 assert pointing(knower) == share
-        at, nouns, cells = things("test")
-        assert len(at) == sum(len(few("test").clip(i).objects) for i in range(12)) and cells.any(2).all()
+        known = things("test")
+        assert (
+            len(known.at) == sum(len(few("test").clip(i).objects) for i in range(12))
+            and known.cells.any(2).all()
+            and known.free.any(2).any(1).all()
+            and not (known.cells & known.free).any()
+        )
     things.cache_clear()
 
 
@@ -122,13 +131,17 @@ def test_a_unit_of_the_board(setup_73097df7):
             lambda model, clips, steps, lr, seed, batch=4, real=train: real(model, clips, 2, lr, seed, 6),
         ),
     ):
-        with pytest.raises(ValueError, match="no rate is tuned in .*: run python -m vlp_course.alpro_board --tune"):
+        with pytest.raises(
+            ValueError, match="no rate of full is tuned in .*: run python -m vlp_course.alpro_board --tune"
+        ):
             run_unit("full", 0, Path(name))
         main(["--tune", "--results", name])
-        main(["--rows", "full", "deaf", "no-pem", "untrained", "--seeds", "0", "--results", name])
+        main(["--rows", "full", "swapped", "no-pem", "untrained", "--seeds", "0", "--results", name])
         runs = {r["row"]: r for r in read_results(Path(name), "alpro")}
     assert (
-        set(runs) == {"full", "deaf", "no-pem", "untrained"} and len(read_results(Path(name), "alpro-rates")) == 0
+        set(runs) == {"full", "swapped", "no-pem", "untrained"}
+        and np.array(runs["full"]["maps"]).shape[1:] == (4, 16)
+        and len(read_results(Path(name), "alpro-rates")) == 0
     )  # the folder is gone
     assert (
         set(runs["full"]["curves"]) == {"prompter", "vtc", "vtm", "mlm", "pem"}
@@ -141,6 +154,22 @@ def test_a_unit_of_the_board(setup_73097df7):
         and runs["full"]["params"] == runs["no-pem"]["params"]
     )
     things.cache_clear()
+
+
+@pytest.mark.nb("nbs/5_prompting/28b_alpro_board.ipynb", "7e1cece7")
+def test_own_noun_and_neighbours():
+    at, labels = np.array([0, 1, 1, 2, 3, 3]), torch.tensor([4, 0, 1, 2, 3, 0])
+    assert own_of_two(F.one_hot(labels, 5).float(), labels, at) == 1.0
+    assert (
+        own_of_two(F.one_hot(torch.tensor([4, 1, 0, 2, 3, 0]), 5).float(), labels, at) == 0.5
+    )  # the second clip's two are exchanged
+    spread = torch.zeros(6, 5)
+    for i, clip in enumerate(at):
+        spread[i, labels[at == clip]] = 1.0  # both nouns everywhere in their clip
+    assert own_of_two(spread, labels, at) == 0.0  # a tie is no preference
+    prompter = Swapped(None, None, None)
+    with mock.patch.object(Prompter, "labels", lambda self, features, cells: torch.arange(3.0)[:, None]):
+        assert prompter.labels(torch.zeros(3, 4, 2), torch.ones(3, 16, dtype=torch.bool))[:, 0].tolist() == [2, 0, 1]
 
 
 @pytest.mark.nb("nbs/5_prompting/28b_alpro_board.ipynb", "c763b94f")

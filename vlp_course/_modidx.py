@@ -1769,6 +1769,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'vlp_course/nn/language.py'),
                                         'vlp_course.nn.language.LanguageModel.scores': ( '5_prompting/language_models.html#languagemodel.scores',
                                                                                          'vlp_course/nn/language.py'),
+                                        'vlp_course.nn.language.LanguageModel.start': ( '5_prompting/language_models.html#languagemodel.start',
+                                                                                        'vlp_course/nn/language.py'),
                                         'vlp_course.nn.language.LanguageModel.table': ( '5_prompting/language_models.html#languagemodel.table',
                                                                                         'vlp_course/nn/language.py'),
                                         'vlp_course.nn.language.MLMHead': ( '5_prompting/language_models.html#mlmhead',

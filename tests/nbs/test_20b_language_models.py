@@ -114,6 +114,8 @@ def test_frozen_is_frozen(setup_69d024e9):
     vectors = model.table[torch.tensor([[2, 9, 3]])].clone().requires_grad_()
     model.scores(model.hidden(vectors, torch.ones(1, 3, dtype=torch.bool))).sum().backward()
     assert vectors.grad.abs().sum() > 0  # and yet a prompt in it learns
+    model.tokenizer.bos_token = "[SEP]"
+    assert torch.equal(model.start, model.table[3:4])
 
 
 @pytest.mark.nb("nbs/5_prompting/20b_language_models.ipynb", "6461048d")

@@ -64,7 +64,10 @@ def setup_5e9d475c():
         model = LlamaForCausalLM(config).double()
         for p in model.parameters():
             p.data = p.data + 0.2 * torch.randn_like(p)  # norms too, and no weight at its start
-        return wrap(model, PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", unk_token="<unk>")).freeze()
+        return wrap(
+            model,
+            PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", unk_token="<unk>", bos_token="<unk>"),
+        ).freeze()
 
     def tiny_prefix(lm, count=2):
         """The course's image encoder, small and in 64 bits, under a prefix of `count` vectors."""
@@ -130,7 +133,14 @@ def test_pictures_stand_where_they_belong(setup_5e9d475c):
     pictures = torch.randn(2, 3, 24).double()
     made = interleave(lm, f"what {MARK} is red {MARK} blue", pictures)
     by_hand = torch.cat(
-        [table[[names["what"]]], pictures[0], table[[names["is"], names["red"]]], pictures[1], table[[names["blue"]]]]
+        [
+            lm.start,
+            table[[names["what"]]],
+            pictures[0],
+            table[[names["is"], names["red"]]],
+            pictures[1],
+            table[[names["blue"]]],
+        ]
     )
     assert torch.equal(made, by_hand)
     assert not torch.equal(interleave(lm, f"what {MARK} is red {MARK} blue", pictures.flip(0)), by_hand)
@@ -138,8 +148,9 @@ def test_pictures_stand_where_they_belong(setup_5e9d475c):
     assert prompt == "<image> question: what colour is it answer: red.\n<image> question: is it a cup answer:"
     rows, mask = padded([made, made[:4]])
     assert (
-        rows.shape == (2, 10, 24)
-        and mask.sum(1).tolist() == [10, 4]
+        rows.shape == (2, 11, 24)
+        and mask.sum(1).tolist() == [11, 4]
+        and torch.equal(lm.start, table[1:2])
         and torch.equal(rows[1, :4], made[:4])
         and not rows[1, 4:].any()
     )
@@ -153,7 +164,7 @@ def test_prompts_that_do_not_fit(setup_5e9d475c):
         interleave(lm, f"{MARK} what", torch.zeros(2, 3, 24).double())
     with pytest.raises(ValueError, match="picture vectors of width 23: the language model's are 24 wide"):
         interleave(lm, f"{MARK} what", torch.zeros(1, 3, 23).double())
-    with pytest.raises(ValueError, match="prompt of 48 tokens: the context holds 40"):
+    with pytest.raises(ValueError, match="prompt of 49 tokens: the context holds 40"):
         interleave(lm, MARK + " what" * 45, torch.zeros(1, 3, 24).double())
 
 
@@ -167,10 +178,10 @@ def test_equal_to_transformers(setup_4efc561d, setup_5e9d475c):
     theirs = LlamaForCausalLM(lm.base.config).double()
     theirs.model.load_state_dict(lm.base.state_dict())
     theirs.lm_head.weight = theirs.model.embed_tokens.weight
-    front = model.prefix(features)
+    front = torch.cat([lm.start.expand(3, 1, -1), model.prefix(features)], 1)
     logits = theirs(
         inputs_embeds=torch.cat([front, theirs.model.embed_tokens(ids)], 1),
-        attention_mask=torch.cat([torch.ones(3, 2, dtype=torch.long), mask.long()], 1),
+        attention_mask=torch.cat([torch.ones(3, 3, dtype=torch.long), mask.long()], 1),
     ).logits
     assert abs(model(features, ids, mask) - slow_nll(logits, ids, mask)) < 1e-6
     prompt = f"{MARK} question: what colour is it answer:"

@@ -34,7 +34,7 @@ def test_captions_learn_through_a_frozen_model():
     class Letters:
         """A tokenizer that reads the first 14 letters."""
 
-        bos_token = "#"
+        bos_token, bos_token_id = "#", 35
 
         def __call__(self, texts, **_):
             if isinstance(texts, str):

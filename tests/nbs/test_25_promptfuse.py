@@ -38,7 +38,10 @@ def setup_c7ef5df8():
         model = LlamaForCausalLM(config).double()
         for p in model.parameters():
             p.data = p.data + 0.2 * torch.randn_like(p)  # norms too, and no weight at its start
-        return wrap(model, PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", unk_token="<unk>")).freeze()
+        return wrap(
+            model,
+            PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", unk_token="<unk>", bos_token="<unk>"),
+        ).freeze()
 
     def tiny_look(scale=0.5):
         torch.manual_seed(1)
@@ -82,21 +85,22 @@ def test_look_is_fixed_and_as_long_as_words(setup_c7ef5df8):
 @pytest.mark.nb("nbs/5_prompting/25_promptfuse.ipynb", "92110157")
 def test_mask_as_drawn():
     drawn = [
-        "1......",  # v
-        "11.....",  # v
-        "..1....",  # P
-        "..11...",  # P
-        "..111..",  # P
-        "111111.",  # x sees everything before it
-        "1111111",
+        "1.......",  # s
+        "11......",  # v
+        "111.....",  # v
+        "1..1....",  # P
+        "1..11...",  # P
+        "1..111..",  # P
+        "1111111.",  # x sees everything before it
+        "11111111",
     ]
     read = lambda rows: torch.tensor([[c == "1" for c in row] for row in rows])
     both = torch.ones(1, 2, dtype=torch.bool)
     assert torch.equal(fuse_mask(2, 3, both, True)[0, 0], read(drawn))
     plain = fuse_mask(2, 3, both)[0, 0]
-    assert torch.equal(plain, torch.ones(7, 7, dtype=torch.bool).tril()) and plain[2:5, :2].all()
+    assert torch.equal(plain, torch.ones(8, 8, dtype=torch.bool).tril()) and plain[3:6, :3].all()
     short = fuse_mask(2, 3, torch.tensor([[True, False]]))[0, 0]
-    assert not short[:6, 6].any() and short[6, 6]  # padding is seen by itself alone
+    assert not short[:7, 7].any() and short[7, 7]  # padding is seen by itself alone
 
 
 @pytest.mark.nb("nbs/5_prompting/25_promptfuse.ipynb", "3449ef98")
@@ -107,9 +111,9 @@ def test_blind_prompts_do_not_see(setup_c7ef5df8):
     words = torch.arange(5) < torch.tensor([[5], [3]])
     plain, blind = (Fused(lm, tiny_look(), prompts, b) for b in (False, True))
     now, then = blind.states(features, ids, words), blind.states(features.flip(0) + 1, ids, words)
-    assert (now[:, 1:4] - then[:, 1:4]).abs().max() < 1e-12  # the same prompt states for any picture
-    assert (now[:, 4] - then[:, 4]).abs().max() > 1e-4  # and words see picture and prompt
-    moved = plain.states(features, ids, words)[:, 1:4] - plain.states(features.flip(0) + 1, ids, words)[:, 1:4]
+    assert (now[:, 2:5] - then[:, 2:5]).abs().max() < 1e-12  # the same prompt states for any picture
+    assert (now[:, 5] - then[:, 5]).abs().max() > 1e-4  # and words see picture and prompt
+    moved = plain.states(features, ids, words)[:, 2:5] - plain.states(features.flip(0) + 1, ids, words)[:, 2:5]
     assert moved.abs().amax(-1).min() > 1e-4  # plain prompts do see it
 
 
@@ -124,7 +128,7 @@ def test_equal_to_transformers(setup_c7ef5df8):
     theirs.lm_head.weight = theirs.model.embed_tokens.weight
     for row, text in enumerate(texts):
         ids = torch.tensor(lm.tokenizer(text)["input_ids"])
-        inputs = torch.cat([model.look(features[row : row + 1])[0], model.prompts, lm.table[ids]])[None]
+        inputs = torch.cat([lm.start, model.look(features[row : row + 1])[0], model.prompts, lm.table[ids]])[None]
         assert (
             theirs(inputs_embeds=inputs).logits[0, -1] - model(features, texts)[row]
         ).abs().max() < 1e-6  # padding moves nothing
@@ -156,7 +160,7 @@ def test_what_does_not_fit(setup_c7ef5df8):
     lm = tiny_lm()
     with pytest.raises(ValueError, match="prompt vectors of width 23: the language model's are 24 wide"):
         Fused(lm, tiny_look(), torch.zeros(4, 23))
-    with pytest.raises(ValueError, match="prompt of 31 tokens: the context holds 30"):
+    with pytest.raises(ValueError, match="prompt of 32 tokens: the context holds 30"):
         Fused(lm, tiny_look(), torch.zeros(28, 24).double())(torch.zeros(1, 12288).double(), ["what colour"])
 
 

@@ -119,6 +119,8 @@ def test_training_moves_what_it_should():
     class Letters:
         """A tokenizer that reads letters; its pieces of answers are told apart by two of them."""
 
+        bos_token_id = 35
+
         def __call__(self, texts, **_):
             if isinstance(texts, str):
                 return {"input_ids": [(7 * ord(texts[1]) + 3 * ord(texts[-1]) + len(texts)) % 97]}

@@ -51,7 +51,7 @@ MARK = "<image>"
 
 
 def interleave(lm: LanguageModel, prompt: str, pictures: Float[Tensor, "pictures count width"]) -> Float[Tensor, "tokens width"]:
-    """A prompt as vectors, its marks filled with the pictures' vectors in their order.
+    """A prompt as vectors, the start mark before it, its `<image>` filled with the pictures' vectors in their order.
 
     Raises ValueError for another number of pictures than of marks, for vectors of another width, and where the prompt is longer than the context."""
     texts = prompt.split(MARK)
@@ -60,7 +60,7 @@ def interleave(lm: LanguageModel, prompt: str, pictures: Float[Tensor, "pictures
     if pictures.shape[-1] != lm.table.shape[1]:
         raise ValueError(f"picture vectors of width {pictures.shape[-1]}: the language model's are {lm.table.shape[1]} wide")
     ids = [torch.tensor(lm.tokenizer(t, add_special_tokens=False)["input_ids"], dtype=torch.long) for t in texts]
-    parts = [lm.table[ids[0]]]
+    parts = [lm.start, lm.table[ids[0]]]
     for picture, words in zip(pictures, ids[1:]):
         parts += [picture.to(lm.table.dtype), lm.table[words]]
     joined = torch.cat(parts)
@@ -96,10 +96,11 @@ class Frozen(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch feature"], ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]) -> Float[Tensor, ""]:
         """The captions' loss, in nats a word."""
-        front = self.prefix(features)
+        seen = self.prefix(features)
+        front = torch.cat([self.lm.start.to(seen.dtype).expand(len(seen), 1, -1), seen], 1)
         inputs = torch.cat([front, self.lm.table[ids].to(front.dtype)], 1)
-        seen = torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
-        return prefix_nll(self.lm.scores(self.lm.hidden(inputs, seen)), ids, mask)
+        real = torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
+        return prefix_nll(self.lm.scores(self.lm.hidden(inputs, real)), ids, mask)
 
     def next_word(self, prompts: list[str], features: list[Float[Tensor, "pictures feature"]]) -> Float[Tensor, "batch vocab"]:
         """Logits of the word after each prompt, whose marks are filled with pictures of these features."""

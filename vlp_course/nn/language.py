@@ -52,6 +52,11 @@ class LanguageModel(nn.Module):
         """The vectors of all words, which also score them."""
         return self.base.get_input_embeddings().weight
 
+    @property
+    def start(self) -> Float[Tensor, "1 dim"]:
+        """The vector of the mark with which texts begin: the first place, on which attention rests, goes to it and to no content (24)."""
+        return self.table[[self.tokenizer.bos_token_id]]
+
     def freeze(self) -> "LanguageModel":
         """No gradient reaches the weights, and dropout is off."""
         return self.requires_grad_(False).eval()

@@ -48,18 +48,18 @@ class FixedLook(nn.Module):
 def fuse_mask(pictures: int, prompts: int, words: Bool[Tensor, "batch tokens"], blind: bool = False) -> Bool[Tensor, "batch 1 places places"]:
     """True where a place (row) sees a place (column): what stands before it; blind prompt vectors do not see the pictures.
 
-    Places are picture vectors, prompt vectors, words (Liang et al. 2022, section 2.3, under a causal model's own rule)."""
-    front = pictures + prompts
+    Places are the start mark, picture vectors, prompt vectors, words (Liang et al. 2022, section 2.3, under a causal model's own rule)."""
+    front = 1 + pictures + prompts
     real = torch.cat([words.new_ones(len(words), front), words], 1)
     places = real.shape[1]
     sees = torch.ones(places, places, dtype=torch.bool).tril()
     if blind:
-        sees[pictures:front, :pictures] = False
+        sees[1 + pictures:front, 1:1 + pictures] = False
     return (sees & real[:, None, :] | torch.eye(places, dtype=torch.bool))[:, None]       # padding sees itself: a row of nothing is not a number
 
 # %% ../../nbs/5_prompting/25_promptfuse.ipynb #9e8567e5
 class Fused(nn.Module):
-    """A language model that reads [picture vectors; prompt vectors; question] and says the next word.
+    """A language model that reads [start mark; picture vectors; prompt vectors; question] and says the next word.
 
     `look` gives picture vectors; `prompts` are trained; the language model is taken as it is: freeze it before, or not (full fine-tuning)."""
 
@@ -79,7 +79,8 @@ class Fused(nn.Module):
                words: Bool[Tensor, "batch tokens"]) -> tuple[Float[Tensor, "batch places width"], Bool[Tensor, "batch 1 places places"]]:
         """Vectors of all places, and who sees whom. Raises ValueError where they are more than the context holds."""
         seen = self.look(features)
-        joined = torch.cat([seen, self.prompts.to(seen.dtype).expand(len(ids), -1, -1), self.lm.table[ids].to(seen.dtype)], 1)
+        start, prompts = (x.to(seen.dtype).expand(len(ids), -1, -1) for x in (self.lm.start, self.prompts))
+        joined = torch.cat([start, seen, prompts, self.lm.table[ids].to(seen.dtype)], 1)
         if joined.shape[1] > self.lm.context:
             raise ValueError(f"prompt of {joined.shape[1]} tokens: the context holds {self.lm.context}")
         return joined, fuse_mask(seen.shape[1], len(self.prompts), words, self.blind)

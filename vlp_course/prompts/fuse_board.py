@@ -27,9 +27,9 @@ from ..rows import versions
 from ..verdicts import verdict
 
 # %% ../../nbs/5_prompting/25b_fuse_board.ipynb #2f803987
-BATCH, STEPS, TEST = 8, 100, 240
-RATES = {"frozen": (1e-3, 5e-3), "promptfuse": (1e-2, 5e-2), "full": (1e-4,)}                           # full: of the language model; the rest at 1e-3
-SHARES = {"linear": "frozen", "frozenblack": "frozen", "blindprompt": "promptfuse", "black": "promptfuse"}        # whose rate a method takes
+BATCH, STEPS, TEST = 8, 150, 240
+RATES = {"frozen": (1e-3, 3e-3), "linear": (1e-3, 3e-3), "promptfuse": (1e-2, 5e-2), "full": (1e-4,)}                           # full: of the language model; the rest at 1e-3
+SHARES = {"frozenblack": "frozen", "blindprompt": "promptfuse", "black": "promptfuse"}        # whose rate a method takes
 
 
 def train(model: Fused, items: Items, steps: int, lr: float, seed: int, black: bool = False) -> list[float]:
@@ -78,7 +78,7 @@ def looked_at(model: Fused, part: str, items: Items) -> list[list[float]]:
     model.lm.base.set_attn_implementation(before)
     front, prompts, last = inputs.shape[1] - ids.shape[1], len(model.prompts), words.sum(1) - 1
     rows = [layer[torch.arange(len(ids)), :, front + last].mean((0, 1)) for layer in seen]
-    return [[round(r[:front - prompts].sum().item(), 4), round(r[front - prompts:front].sum().item(), 4)] for r in rows]
+    return [[round(r[1:front - prompts].sum().item(), 4), round(r[front - prompts:front].sum().item(), 4)] for r in rows]
 
 # %% ../../nbs/5_prompting/25b_fuse_board.ipynb #83926192
 RATE_SEED, SEEDS = 10, (0, 1, 2, 3, 4)

@@ -214,7 +214,10 @@ def marks(model: ALPRO, part: str = "test", probe_clips: int = 2016) -> dict[str
 
 
 def chosen(folder: Path, row: str) -> float:
-    """The rate at which the row's marks of regions (pointing, named, own of two) had the highest mean in tuning; 0 for `untrained`. ValueError where one is missing."""
+    """The rate at which the row's marks of regions (pointing, named, own of two) had the highest mean in tuning; `swapped` takes that of `full`, `untrained` none.
+
+    Raises ValueError where a trial is missing."""
+    row = "full" if row == "swapped" else row
     found = {lr: [sum(r["metrics"][m] for m in MARKS) for r in read_results(folder, "alpro-rates") if r["row"] == f"{row}@{lr:g}"] for lr in RATES}
     if row == "untrained":
         return 0.0
@@ -245,7 +248,7 @@ def sure_share(prompter: Prompter, count: int = 252) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """python -m vlp_course.alpro_board --tune, then the same without; options of record_tuned follow."""
-    record_tuned("alpro", ROWS, [f"{row}@{lr:g}" for row in ROWS if row != "untrained" for lr in RATES], lambda row, seed, runs, results: run_unit(row, seed, results), arguments, seeds=SEEDS,
+    record_tuned("alpro", ROWS, [f"{row}@{lr:g}" for row in ("full", "no-pem") for lr in RATES], lambda row, seed, runs, results: run_unit(row, seed, results), arguments, seeds=SEEDS,
                  tuning=(RATE_SEED,), once=("untrained",))
 
 

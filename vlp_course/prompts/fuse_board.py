@@ -28,7 +28,7 @@ from ..verdicts import verdict
 
 # %% ../../nbs/5_prompting/25b_fuse_board.ipynb #2f803987
 BATCH, STEPS, TEST = 8, 100, 240
-RATES = {"frozen": (1e-3, 3e-3), "linear": (1e-3, 3e-3), "promptfuse": (1e-2, 5e-2), "full": (1e-4,)}                           # full: of the language model; the rest at 1e-3
+RATES = {"frozen": (1e-3, 3e-3, 1e-2), "linear": (1e-3, 3e-3, 1e-2), "promptfuse": (1e-2, 5e-2), "full": (1e-4,)}                           # full: of the language model; the rest at 1e-3
 SHARES = {"frozenblack": "frozen", "blindprompt": "promptfuse", "black": "promptfuse"}        # whose rate a method takes
 
 

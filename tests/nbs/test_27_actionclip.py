@@ -121,3 +121,29 @@ def test_floor_starter_fails():
     with pytest.raises(Exception):
         p = torch.tensor([0.5, 0.5] + [1e-12] * 16)
         assert floor(9)[0] == 0.5 and floor(9)[1] == pytest.approx(float(-p.log()[0]), rel=1e-4)
+
+
+@pytest.mark.nb("nbs/5_prompting/27_actionclip.ipynb", "48356bc8")
+def test_single_positive():
+    def single_positive(logits):
+        own = torch.arange(len(logits))
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    logits = (10.0 * same).double()
+    assert action_loss(logits, same).item() == pytest.approx(0, abs=1e-12) and single_positive(
+        logits
+    ).item() == pytest.approx(2 * math.log(2) / 3, abs=1e-3)
+
+
+@pytest.mark.nb("nbs/5_prompting/27_actionclip.ipynb", "48356bc8")
+def test_single_positive_starter_fails():
+    def single_positive(logits):
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+
+    with pytest.raises(Exception):
+        same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+        logits = (10.0 * same).double()
+        assert action_loss(logits, same).item() == pytest.approx(0, abs=1e-12) and single_positive(
+            logits
+        ).item() == pytest.approx(2 * math.log(2) / 3, abs=1e-3)
